@@ -1,0 +1,309 @@
+"""One training run as data: frozen, strict, complete. Imports neither torch nor ray, so a login node can validate and plan.
+
+`parse` turns a nested mapping (a YAML file) into a `Run`; every mistake becomes one `ConfigError` that names the key, the
+value and the law. `Run.identity` is what decides a result (not where the file lies or how evaluation is batched): sweeps
+hash it into the cell key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seqrec.errors import ConfigError, message
+
+NUMERICS_VERSION = 1
+"""Raised whenever the same configuration, seed and data would give other numbers; part of every cell key."""
+
+CUTOFFS = (1, 5, 10, 20, 50)
+"""The k of every ranking metric."""
+
+SELECTION_METRIC = "valid/ndcg_at_10"
+"""What patience, the best checkpoint and the schedulers look at."""
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------ data, model, training
+
+
+class Data(Frozen):
+    """Which interactions, split how. `path`: a canonical parquet file, or the name of a bundled set."""
+
+    path: Annotated[str, Field(min_length=1)]
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """Of all timestamps: where the temporal split cuts."""
+
+
+class Sasrec(Frozen):
+    """SASRec (Kang and McAuley 2018, arXiv 1808.09781) with tied item embeddings.
+
+    The published variants: RECE's and SCE's code is `xavier_uniform` with dropout `before_relu` (the defaults here);
+    RePlay's is `xavier_normal` with dropout `after_relu`. Both let pads take part in the softmax of the attention
+    (`mask_padding: false`).
+    """
+
+    name: Literal["sasrec"]
+    max_length: Annotated[int, Field(ge=1, le=4096)] = 200
+    hidden_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    n_blocks: Annotated[int, Field(ge=1, le=64)] = 2
+    n_heads: Annotated[int, Field(ge=1, le=64)] = 1
+    dropout: Probability = 0.3
+    initialization: Literal["xavier_uniform", "xavier_normal"] = "xavier_uniform"
+    ffn_dropout: Literal["before_relu", "after_relu"] = "before_relu"
+    mask_padding: bool = False
+    """True: pads are no attention keys, and a batch is cut to its longest history (same result, less work)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Sasrec:
+        if self.hidden_size % self.n_heads:
+            raise ValueError(f"expected a divisor of hidden_size ({self.hidden_size})|n_heads|{self.n_heads}")
+        return self
+
+
+class Train(Frozen):
+    """Adam on one window a user and epoch: the user's most recent `max_length` + 1 items."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1235
+    batch_size: Count = 128
+    epochs: Count = 300
+    patience: Count | None = 10
+    """Training ends after this many validations in a row without a new best; null: never early."""
+    valid_every: Count = 1
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    beta1: Probability = 0.9
+    beta2: Probability = 0.98
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    drop_last: bool = False
+    """True, as published: an epoch's last, smaller batch is dropped."""
+
+
+class Evaluation(Frozen):
+    """Full ranking of the held-out item over the catalog."""
+
+    exclude_seen: bool = True
+    """Items of the user's history are no candidates. A repeated item is then a certain miss."""
+    batch_size: Count = 256
+    """Users ranked at a time; bounds memory, does not change results."""
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+class Ce(Frozen):
+    """Full softmax cross-entropy over the catalog, in chunks of rows."""
+
+    name: Literal["ce"]
+    chunk_bytes: Annotated[int, Field(ge=2**16)] = 2**27
+    """Most bytes of logits alive at a time."""
+
+
+class Cce(Frozen):
+    """Cut cross-entropy (arXiv 2411.09009): the value of `ce` with a log-sum-exp over blocks of the catalog."""
+
+    name: Literal["cce"]
+    block_items: Count = 4096
+    """Items a block."""
+
+
+class Bce(Frozen):
+    """Binary cross-entropy, mean over the positive and its negatives; negatives per position, without replacement, never
+    from the user's training history."""
+
+    name: Literal["bce"]
+    n_negatives: Count
+
+
+class BcePlus(Frozen):
+    """RePlay's binary cross-entropy: sum over the negatives, drawn per position with replacement."""
+
+    name: Literal["bce_plus"]
+    n_negatives: Count
+    sampling: Literal["uniform", "popularity"] = "uniform"
+
+
+class Gbce(Frozen):
+    """gBCE (gSASRec, arXiv 2308.07192); negatives per position, uniform with replacement, nothing excluded."""
+
+    name: Literal["gbce"]
+    n_negatives: Count
+    gbce_t: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+
+
+class CeMinus(Frozen):
+    """CE-: softmax over the positive and sampled negatives. The RECE and SCE papers: user, uniform, without replacement,
+    no correction, history excluded (the defaults). The CCE- paper: position, uniform, with replacement, log_count."""
+
+    name: Literal["ce_minus"]
+    n_negatives: Count
+    negatives_scope: Literal["user", "position", "group", "batch"] = "user"
+    group_size: Count = 128
+    """Rows that share one draw under `negatives_scope: group`; rows are dealt to groups in turn, so that neighbours in a
+    group belong to different users."""
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    with_replacement: bool = False
+    exclude_history: bool = True
+    """Never draw from the user's training history (scopes user and position)."""
+    correction: Literal["none", "log_count", "log_q"] = "none"
+
+    @model_validator(mode="after")
+    def _history_has_an_owner(self) -> CeMinus:
+        if self.exclude_history and self.negatives_scope in ("group", "batch"):
+            raise ValueError(
+                f"expected false with negatives_scope {self.negatives_scope} (its rows belong to several users)"
+                f"|exclude_history|{self.exclude_history}"
+            )
+        if self.exclude_history and self.sampling == "popularity":
+            raise ValueError(
+                f"expected false with sampling popularity (its probabilities are over the whole catalog)"
+                f"|exclude_history|{self.exclude_history}"
+            )
+        if self.sampling == "popularity" and not self.with_replacement:
+            raise ValueError(f"expected true with sampling popularity|with_replacement|{self.with_replacement}")
+        return self
+
+
+class CceMinus(Frozen):
+    """CCE- (arXiv 2509.09682): CE- per position with replacement and log-count correction, rejected draws masked."""
+
+    name: Literal["cce_minus"]
+    n_negatives: Count
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    correction: Literal["none", "log_count", "log_q"] = "log_count"
+
+
+class Sce(Frozen):
+    """Scalable cross-entropy (arXiv 2409.18721): hardest items and positions of random buckets."""
+
+    name: Literal["sce"]
+    n_buckets: Count
+    bucket_size_x: Count
+    bucket_size_y: Count
+    mix_x: bool = False
+
+
+class Rece(Frozen):
+    """RECE (arXiv 2408.02354): softmax over the items that fall near a position in random hash chunks."""
+
+    name: Literal["rece"]
+    n_buckets: Count
+    n_extra_chunks: Annotated[int, Field(ge=0)] = 1
+    rounds: Annotated[int, Field(ge=1, le=4096)] = 1
+    buckets_per_chunk: Count = 1
+
+    @model_validator(mode="after")
+    def _chunks_are_whole(self) -> Rece:
+        if self.n_buckets % self.buckets_per_chunk:
+            raise ValueError(
+                f"expected a divisor of loss.n_buckets ({self.n_buckets})|buckets_per_chunk|{self.buckets_per_chunk}"
+            )
+        return self
+
+
+Loss = Annotated[Ce | Bce | BcePlus | Gbce | CeMinus | Sce | Rece | Cce | CceMinus, Field(discriminator="name")]
+Model = Annotated[Sasrec, Field()]
+
+LOSSES: dict[str, type[Frozen]] = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind
+    for kind in (Ce, Bce, BcePlus, Gbce, CeMinus, Sce, Rece, Cce, CceMinus)
+}
+MODELS: dict[str, type[Frozen]] = {"sasrec": Sasrec}
+
+
+class Run(Frozen):
+    """Everything that one training needs."""
+
+    data: Data
+    model: Model
+    loss: Loss
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the numbers, as plain JSON values: without the data's path (its digest stands for it) and
+        without evaluation's batch size."""
+        tree = self.model_dump(mode="json")
+        del tree["data"]["path"], tree["evaluation"]["batch_size"]
+        return tree
+
+
+SECTIONS: dict[str, type[Frozen]] = {"data": Data, "train": Train, "evaluation": Evaluation}
+
+
+def known_keys(model: str | None = None, loss: str | None = None) -> set[str]:
+    """Dotted keys of a run; of one model and one loss, or of all of them."""
+    groups: list[tuple[str, Iterable[type[Frozen]]]] = [(name, [kind]) for name, kind in SECTIONS.items()]
+    groups.append(("model", [MODELS[model]] if model in MODELS else MODELS.values()))
+    groups.append(("loss", [LOSSES[loss]] if loss in LOSSES else LOSSES.values()))
+    return {f"{section}.{field}" for section, kinds in groups for kind in kinds for field in kind.model_fields}
+
+
+def parse(tree: Mapping[str, Any], source: str = "") -> Run:
+    """A nested mapping as a validated `Run`.
+
+    source: put before the message, a file's name as a rule. Raises ConfigError for the first mistake.
+    """
+    try:
+        return Run.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError((f"{source}: " if source else "") + _explain(error, tree)) from None
+
+
+def suggest(key: str, candidates: Iterable[str]) -> str | None:
+    """`did you mean ...?` for the closest candidate, or None."""
+    close = difflib.get_close_matches(key, sorted(candidates), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
+    """The first of pydantic's complaints in the project's form."""
+    # An unknown key is the likeliest cause of whatever else is wrong, so it is told first.
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    place = [str(part) for part in first["loc"] if part not in LOSSES or first["loc"][0] != "loss"]
+    key = ".".join(place)
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
+    if kind == "extra_forbidden":
+        section = tree.get(place[0])
+        loss = section.get("name") if place[0] == "loss" and isinstance(section, Mapping) else None
+        hint = suggest(key, known_keys(loss=loss) | {"data", "model", "loss", "train", "evaluation"})
+        owner = f" of loss {loss}" if loss else ""
+        return f"{key}: unknown key{owner}." + (f" hint: {hint}" if hint else "")
+    if kind == "missing":
+        return f"{key}: missing; expected a value."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        got = value.get("name") if isinstance(value, Mapping) else value
+        return message(f"{key}.name", got, f"one of {', '.join(LOSSES)}", suggest(str(got), LOSSES))
+    if kind == "value_error":
+        law, _, rest = str(context["error"]).partition("|")
+        field, _, got = rest.partition("|")
+        return f"{key}.{field}: got {got}; {law}."
+    return message(key, value, _law(kind, context, first["msg"]))
+
+
+def _law(kind: str, context: Mapping[str, Any], text: str) -> str:
+    laws = {
+        "greater_than": "a number > {gt}",
+        "greater_than_equal": "a number >= {ge}",
+        "less_than": "a number < {lt}",
+        "less_than_equal": "a number <= {le}",
+        "literal_error": "{expected}",
+        "int_type": "an integer",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "string_too_short": "text that is not empty",
+        "finite_number": "a finite number",
+        "model_type": "a mapping",
+        "model_attributes_type": "a mapping",
+        "dict_type": "a mapping",
+    }
+    return laws[kind].format(**context) if kind in laws else text[:1].lower() + text[1:].rstrip(".")

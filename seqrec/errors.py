@@ -1,0 +1,48 @@
+"""What can go wrong, as a tree.
+
+    SeqrecError
+    +- UserError (ValueError)      a mistake in a file, key or argument: exit code 2, before any GPU is touched
+    |  +- ConfigError              a configuration that no data set could satisfy
+    |  +- InfeasibleError          a configuration that cannot exist on this data set (4,096 negatives from 2,000 items)
+    |  +- DataError                a data file that breaks the canonical form
+    +- DivergedError               the loss or a parameter became non-finite while training
+    +- CheckpointError             a checkpoint that cannot be read or belongs to another configuration
+
+Messages read `<key or argument>: got <value>; expected <law>.`, with an optional `hint: ...` at the end.
+"""
+
+from __future__ import annotations
+
+
+class SeqrecError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class UserError(SeqrecError, ValueError):
+    """A mistake of the caller; the message names the key, the value and the law."""
+
+
+class ConfigError(UserError):
+    """A configuration that no data set could satisfy."""
+
+
+class InfeasibleError(UserError):
+    """A valid configuration that cannot exist on this data set."""
+
+
+class DataError(UserError):
+    """A data file that breaks the canonical form; the message names file and row."""
+
+
+class DivergedError(SeqrecError):
+    """The loss or a parameter became non-finite while training."""
+
+
+class CheckpointError(SeqrecError):
+    """A checkpoint that cannot be read, or that another configuration wrote."""
+
+
+def message(subject: str, got: object, expected: str, hint: str | None = None) -> str:
+    """One line in the project's form: `subject: got value; expected law. hint: ...`."""
+    line = f"{subject}: got {got!r}; expected {expected}."
+    return f"{line} hint: {hint}" if hint else line
