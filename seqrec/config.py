@@ -1,8 +1,8 @@
-"""One training run as data: frozen, strict, complete. Imports neither torch nor ray, so a login node can validate and plan.
+"""One training run as data: frozen, strict, complete. Without torch or ray, so that a login node can validate and plan.
 
-`parse` turns a nested mapping (a YAML file) into a `Run`; every mistake becomes one `ConfigError` that names the key, the
-value and the law. `Run.identity` is what decides a result (not where the file lies or how evaluation is batched): sweeps
-hash it into the cell key.
+`parse` turns a nested mapping (a YAML file) into a `Run`; every mistake becomes one `ConfigError` that names the key,
+the value and the law. `Run.identity` is what decides a result (not where the file lies or how evaluation is batched):
+sweeps hash it into the cell key.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Cce(Frozen):
 
 
 class Bce(Frozen):
-    """Binary cross-entropy, mean over the positive and its negatives; negatives per position, without replacement, never
-    from the user's training history."""
+    """Binary cross-entropy, mean over the positive and its negatives, which are drawn per position, without replacement
+    and never from the user's training history."""
 
     name: Literal["bce"]
     n_negatives: Count
@@ -140,15 +140,16 @@ class Gbce(Frozen):
 
 
 class CeMinus(Frozen):
-    """CE-: softmax over the positive and sampled negatives. The RECE and SCE papers: user, uniform, without replacement,
-    no correction, history excluded (the defaults). The CCE- paper: position, uniform, with replacement, log_count."""
+    """CE-: softmax over the positive and sampled negatives. The RECE and SCE papers: user, uniform, without
+    replacement, no correction, history excluded (the defaults). The CCE- paper: position, uniform, with replacement,
+    log_count."""
 
     name: Literal["ce_minus"]
     n_negatives: Count
     negatives_scope: Literal["user", "position", "group", "batch"] = "user"
     group_size: Count = 128
-    """Rows that share one draw under `negatives_scope: group`; rows are dealt to groups in turn, so that neighbours in a
-    group belong to different users."""
+    """Rows that share one draw under `negatives_scope: group`; rows are dealt to groups in turn, so that neighbours in
+    a group belong to different users."""
     sampling: Literal["uniform", "popularity"] = "uniform"
     with_replacement: bool = False
     exclude_history: bool = True
@@ -229,8 +230,8 @@ class Run(Frozen):
     evaluation: Evaluation = Evaluation()
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the numbers, as plain JSON values: without the data's path (its digest stands for it) and
-        without evaluation's batch size."""
+        """The part that decides the numbers, as plain JSON values: without the data's path (its digest stands for it)
+        and without evaluation's batch size."""
         tree = self.model_dump(mode="json")
         del tree["data"]["path"], tree["evaluation"]["batch_size"]
         return tree
