@@ -1,4 +1,4 @@
-"""What a training run says of itself: after each epoch, and at the end. Plain data, flat metric names, units in them."""
+"""What a training run says of itself after each epoch and at the end: plain data, flat metric names, units in them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Metrics = dict[str, float]
-"""Flat names: train/loss, valid/ndcg_at_10, test/hit_rate_at_10, best/epoch, memory/peak_gib, time/epoch_s. A quantity that
-was not measured is absent, never 0 and never None."""
+"""Flat names: train/loss, valid/ndcg_at_10, test/hit_rate_at_10, best/epoch, memory/peak_gib, time/epoch_s. A quantity
+that was not measured is absent, never 0 and never None."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch. `metrics` holds train/loss, time/epoch_s (training only), time/elapsed_s (training and validation
-    since epoch 1, over all attempts), after a validation valid/* and time/valid_s, on CUDA memory/peak_gib and
-    memory/reserved_gib (train step) and memory/evaluation_gib."""
+    """One finished epoch.
+
+    `metrics` holds train/loss, time/epoch_s (training only), time/elapsed_s (training and validation since epoch 1,
+    over all attempts), after a validation valid/* and time/valid_s, on CUDA memory/peak_gib and memory/reserved_gib
+    (train step) and memory/evaluation_gib.
+    """
 
     epoch: int
     """1-based."""
@@ -27,8 +30,11 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A finished run. `metrics` holds best/epoch, best/elapsed_s (time to best), best/<selection and other validation metrics
-    of that epoch>, test/*, memory/*, memory/predicted_gib, time/epoch_s (median), time/elapsed_s."""
+    """A finished run.
+
+    `metrics` holds best/epoch, best/elapsed_s (time to best), best/* (the validation metrics of that epoch), test/*,
+    memory/*, memory/predicted_gib, time/epoch_s (median), time/elapsed_s.
+    """
 
     epochs: int
     """Epochs trained."""

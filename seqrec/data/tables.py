@@ -1,7 +1,7 @@
 """The plain tables that data preparation hands on: numpy arrays in frozen dataclasses; no torch, no pandas.
 
-Ids inside a `Split` are encoded: items 0..V-1 in the catalog's order. There is no pad id and no phantom id: padding exists
-only inside a batch, as positions that `Batch.positions` leaves out.
+Ids inside a `Split` are encoded: items 0..V-1 in the catalog's order. There is no pad id and no phantom id: padding
+exists only inside a batch, as positions that `Batch.positions` leaves out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Interactions:
     name: str
     """Bundled name or the file's stem."""
     digest: str
-    """sha256 of the sorted content (ids, times, kind of time): 64 hex digits, independent of file format and row order."""
+    """sha256 of the sorted content (ids, times, kind of time), 64 hex digits, independent of format and row order."""
 
 
 @dataclass(frozen=True, eq=False)
