@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from seqrec.errors import ConfigError, message
 
@@ -257,6 +258,52 @@ def parse(tree: Mapping[str, Any], source: str = "") -> Run:
         return Run.model_validate(dict(tree))
     except ValidationError as error:
         raise ConfigError((f"{source}: " if source else "") + _explain(error, tree)) from None
+
+
+Section = TypeVar("Section", bound=Frozen)
+
+
+def parse_section(kind: type[Section], tree: object, place: str) -> Section:
+    """One section by itself, validated. `place`: its dotted place in the file; every message starts with it.
+
+    Raises ConfigError for the first mistake.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problems = error.errors()
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    if not first["loc"]:
+        raise ConfigError(message(place, tree, "a mapping"))
+    field = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        hint = suggest(field, kind.model_fields)
+        raise ConfigError(f"{place}.{field}: unknown key." + (f" hint: {hint}" if hint else ""))
+    if first["type"] == "missing":
+        raise ConfigError(f"{place}.{field}: missing; expected a value.")
+    raise ConfigError(message(f"{place}.{field}", first["input"], _laws(p for p in problems if p["loc"][0] == field)))
+
+
+def check_value(kind: type[Frozen], field: str, value: object, place: str) -> None:
+    """Raises ConfigError, its message starting with `place`, unless the value alone satisfies this field of a section."""
+    try:
+        _field(kind, field).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(message(place, value, _laws(error.errors()))) from None
+
+
+@cache
+def _field(kind: type[Frozen], field: str) -> TypeAdapter[Any]:
+    info = kind.model_fields[field]
+    form: Any = info.annotation
+    for law in info.metadata:
+        form = Annotated[form, law]
+    return TypeAdapter(form, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _laws(problems: Iterable[Any]) -> str:
+    """The laws of one value's complaints; a union of types complains once for each of them."""
+    return " or ".join(dict.fromkeys(_law(p["type"], p.get("ctx", {}), p["msg"]) for p in problems))
 
 
 def suggest(key: str, candidates: Iterable[str]) -> str | None:
