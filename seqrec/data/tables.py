@@ -73,13 +73,17 @@ class Statistics:
     n_interactions: int
     """Rows of the prepared file, before the split."""
     n_items: int
-    """Catalog: items of the training split; `catalog_size` in expressions."""
+    """Catalog of the split; `catalog_size` in expressions. Leave-one-out: every item of the file, held-out ones included.
+    Temporal: the items of the training rows."""
     n_train_users: int
     """Users with at least one training target (two training items)."""
     train_lengths: tuple[tuple[int, int], ...]
     """Histogram of the training histories of those users: (items in history, users), ascending."""
     rows: tuple[tuple[str, int], ...] = field(default=())
-    """Fate of every row of the file: (train | valid | test | dropped: reason, rows)."""
+    """Fate of every row of the file, each in exactly one: (train | valid | test | history | dropped: reason, rows).
+    `history`: input of the evaluation only (temporal split)."""
+    longest_distinct_history: int | None = None
+    """Most distinct items in one training history; None: not counted."""
 
     @property
     def interactions_per_user(self) -> int:
@@ -122,3 +126,10 @@ class Split:
     def item_counts(self) -> IntArray:
         """(V,) how often each item occurs in training."""
         return np.bincount(self.train.items, minlength=self.n_items).astype(np.int64)
+
+    @cached_property
+    def item_users(self) -> IntArray:
+        """(V,) how many users have each item in training: `item_counts` without repeats."""
+        owners = np.repeat(np.arange(len(self.train)), self.train.lengths)
+        pairs = np.unique(owners * self.n_items + self.train.items)
+        return np.bincount(pairs % self.n_items, minlength=self.n_items).astype(np.int64)
