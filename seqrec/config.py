@@ -285,7 +285,7 @@ def parse_section(kind: type[Section], tree: object, place: str) -> Section:
 
 
 def check_value(kind: type[Frozen], field: str, value: object, place: str) -> None:
-    """Raises ConfigError, its message starting with `place`, unless the value alone satisfies this field of a section."""
+    """Raises ConfigError, its message starting with `place`, unless the value alone satisfies a section's field."""
     try:
         _field(kind, field).validate_python(value)
     except ValidationError as error:
