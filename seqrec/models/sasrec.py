@@ -1,0 +1,77 @@
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) in the variants of the RECE, SCE and CCE- papers' experiments.
+
+    x = dropout(sqrt(D) * item + position), 0 at pads;  x = block(x), 0 at pads, n_blocks times;  hidden = LN(x)
+
+Scores are dot products with the input's item table (tied, no bias). Deviations from the published code: the table has
+exactly V rows (none for pads or for an item that does not exist), and all parameters, biases too, follow from the seed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqrec.config import Sasrec
+from seqrec.models.base import SequenceModel
+from seqrec.models.transformer import LAYER_NORM_EPS, Block, Grid
+
+_INITIALIZERS = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
+
+
+class SasrecModel(SequenceModel):
+    def __init__(self, config: Sasrec, n_items: int) -> None:
+        super().__init__()
+        self.max_length = config.max_length
+        self.hidden_size = config.hidden_size
+        self.mask_padding = config.mask_padding
+        self.dropout = config.dropout
+        self.item_table = nn.Parameter(torch.empty(n_items, config.hidden_size))
+        self.position_table = nn.Parameter(torch.empty(config.max_length, config.hidden_size))
+        self.blocks = nn.ModuleList(
+            Block(config.hidden_size, config.n_heads, config.dropout, config.ffn_dropout)
+            for _ in range(config.n_blocks)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        for parameter in self.parameters():
+            if parameter.dim() >= 2:
+                _INITIALIZERS[config.initialization](parameter)
+
+    def states(self, items: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
+        T = items.shape[1]
+        assert self.max_length >= T, f"a batch of length {T} for a model of max_length {self.max_length}"
+        row, column = positions // T, positions % T
+        # Right-aligned: the last column is always the last position, however many leading pads were cut off.
+        place = column + (self.max_length - T)
+        # Lookups happen at valid positions only, so no pad ever adds to a row of the item table's gradient.
+        ids = items.flatten().index_select(0, positions)
+        states = F.embedding(ids, self.item_table) * self.hidden_size**0.5 + F.embedding(place, self.position_table)
+        states = F.dropout(states, self.dropout, self.training)
+        grid = self._grid(valid, row, column, place)
+        for block in self.blocks:
+            states = block(states, grid)
+        hidden: Tensor = self.norm(states)
+        return hidden
+
+    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
+        B, T = items.shape
+        positions = valid.flatten().nonzero().squeeze(1)
+        hidden = self.states(items, valid, positions)
+        # A pad is a zero vector before the final norm, which is not followed by a mask: it leaves as the norm's bias.
+        return self.norm.bias.expand(B * T, -1).index_copy(0, positions, hidden).view(B, T, -1)
+
+    def item_embeddings(self) -> Tensor:
+        return self.item_table
+
+    def _grid(self, valid: Tensor, row: Tensor, column: Tensor, place: Tensor) -> Grid:
+        """Where attention finds the states.
+
+        Masked pads: histories are moved to the front of their rows, so that plain causal attention never reaches a pad;
+        no mask is built and no row of the softmax is empty. Published: histories stay at the end of rows of max_length,
+        for all pads in front of them take softmax weight, those that were cut off the batch too.
+        """
+        B, T = valid.shape
+        if self.mask_padding:
+            first = T - valid.sum(1)
+            return Grid(row * T + column - first.index_select(0, row), B, T, pads_are_keys=False)
+        return Grid(row * self.max_length + place, B, self.max_length, pads_are_keys=True)
