@@ -8,7 +8,7 @@ from seqrec.data.tables import Split, Statistics
 
 
 def load(data: Data) -> Split:
-    """The data set of a run, split and encoded. Raises DataError for a file that breaks the canonical form or the split."""
+    """The data set of a run, split and encoded. Raises DataError for a file that is not canonical, or too small."""
     table = interactions.read(data.path)
     if data.split == "temporal":
         return splits.temporal(table, data.quantile)

@@ -1,4 +1,6 @@
-"""Canonical interaction files: who took what, when. Parquet with integer columns user_id, item_id, and timestamp or order.
+"""Canonical interaction files: who took what, when.
+
+Parquet with integer columns user_id, item_id, and timestamp or order; in memory sorted by (user, time, row).
 
 pyarrow and numpy only, and no pandas: planning a sweep reads a data set and should not wait for imports.
 """
@@ -29,7 +31,8 @@ def bundled_names() -> list[str]:
 def read(path: str) -> Interactions:
     """A canonical file, or a bundled set by name, checked and sorted by (user, time, row).
 
-    Columns beside the canonical ones are ignored. Raises DataError that names file, first bad row (counted from 1) and law.
+    Columns beside the canonical ones are ignored. Raises DataError that names file, first bad row (counted from 1) and
+    law.
     """
     bundled = BUNDLED / f"{path}.parquet"
     file = bundled if path in bundled_names() else Path(path)
@@ -57,13 +60,13 @@ def read(path: str) -> Interactions:
 
 
 def _integers(column: pa.ChunkedArray, name: str, file: Path, least: int | None = None) -> IntArray:
-    """A column as int64. Raises DataError for the first value that is missing, no integer, too large or below `least`."""
+    """A column as int64. Raises DataError for its first value that is missing, too large or below `least`."""
     if not pa.types.is_integer(column.type):
         raise DataError(message(f"{file}: {name}", str(column.type), "a column of integers", PREPARE))
     if column.null_count:
         raise _bad_row(file, name, pc.is_null(column), "nothing", "an integer in every row")
     try:
-        values: IntArray = np.from_dlpack(column.cast(pa.int64()).combine_chunks())
+        values = np.from_dlpack(column.cast(pa.int64()).combine_chunks()).astype(np.int64, copy=False)
     except pa.ArrowInvalid:
         largest = pc.max(column).as_py()
         raise _bad_row(file, name, pc.equal(column, largest), largest, "an integer below 2**63") from None
@@ -97,5 +100,5 @@ def _sorted(user: IntArray, item: IntArray, time: IntArray, *, has_timestamps: b
 def _digest(user: IntArray, item: IntArray, time: IntArray, has_timestamps: bool) -> str:
     digest = hashlib.sha256(b"timestamp" if has_timestamps else b"order")
     for column in (user, item, time):
-        digest.update(np.ascontiguousarray(column, dtype="<i8"))
+        digest.update(column.astype("<i8", copy=False).data)
     return digest.hexdigest()

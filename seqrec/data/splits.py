@@ -1,7 +1,7 @@
-"""Interactions -> train, valid, test: pure functions by the rules of the SCE and RECE papers (arXiv 2409.18721, 2408.02354).
+"""Pure splits into train, valid and test, by the rules of the SCE and RECE papers (arXiv 2409.18721, 2408.02354).
 
-Every row has exactly one fate, counted in `Statistics.rows`. The latest of a user's events is the last one in (time, row)
-order, so that ties always fall the same way.
+Every row has exactly one fate, counted in `Statistics.rows`. The latest of a user's events is the last one in (time,
+row) order, so that ties always fall the same way.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def leave_one_out(interactions: Interactions) -> Split:
 def temporal(interactions: Interactions, quantile: float) -> Split:
     """Global cut in time; users with a row at or after it are evaluated on what they did from there on.
 
-    cut = the nearest timestamp to the quantile of all timestamps. Training: rows before the cut, of users without any later
-    row. Evaluation: rows at or after the cut whose item occurs in training; of every user with at least 3 of them the last is
-    the test target, the one before the validation target, the rest is history. Rows of those users before the cut are
-    dropped: the papers evaluate unknown users by their recent events. Raises DataError without timestamps, and if training,
-    validation or test would be empty.
+    cut = the nearest timestamp to the quantile of all timestamps. Training: rows before the cut, of users without any
+    later row. Evaluation: rows at or after the cut whose item occurs in training; of every user with at least 3 of them
+    the last is the test target, the one before the validation target, the rest is history. Rows of those users before
+    the cut are dropped: the papers evaluate unknown users by their recent events. Raises DataError without timestamps,
+    and if training, validation or test would be empty.
     """
     if not interactions.has_timestamps:
         raise DataError(
-            f"data.split: got temporal; expected leave_one_out for {interactions.name}, whose rows have an order within "
-            "the user but no timestamps."
+            f"data.split: got temporal; expected leave_one_out for {interactions.name}, whose rows have an order within"
+            " the user but no timestamps."
         )
     user, time = interactions.user_id, interactions.time
     place = round(quantile * (len(time) - 1))
@@ -107,7 +107,7 @@ def _split(
     train: Mask,
     history: Mask,
 ) -> Split:
-    """The tables of a split. `history`: what predicts the validation target; the test's is that and the validation target."""
+    """The tables of a split. `history` predicts the validation target; with that target, it predicts the test's."""
     user = interactions.user_id
     training = _sequences(user, item, train)
     trained = training.lengths[training.lengths >= 2]

@@ -73,7 +73,7 @@ class Statistics:
     n_interactions: int
     """Rows of the prepared file, before the split."""
     n_items: int
-    """Catalog of the split; `catalog_size` in expressions. Leave-one-out: every item of the file, held-out ones included.
+    """Catalog of the split; `catalog_size` in expressions. Leave-one-out: every item of the file, held-out ones too.
     Temporal: the items of the training rows."""
     n_train_users: int
     """Users with at least one training target (two training items)."""
