@@ -11,7 +11,7 @@ IMAGE ?= seqrec-sweeps
 VENV := .venv
 # The stamp's name holds the contents of what it stands for, so that a file merely touched installs nothing again.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
-PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+PIP := $(VENV)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep test lint format mlflow docker constraints clean
@@ -21,7 +21,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## .venv with the pinned dependencies (PYTHON=python3.12 picks the interpreter)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP):
 	@command -v $(PYTHON) >/dev/null || { echo "PYTHON: got $(PYTHON); expected a Python >= 3.11 on the PATH." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "PYTHON: got $$($(PYTHON) --version 2>&1); expected Python >= 3.11. hint: make PYTHON=python3.12" >&2; exit 2; }
