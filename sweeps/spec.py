@@ -1,18 +1,43 @@
-"""A search space as read: YAML text -> frozen `SweepSpec`. No torch, no ray, no data set needed."""
+"""A search space as read: YAML text -> frozen `SweepSpec`. No torch, no ray, no data set needed.
+
+Every mistake that can be seen without the data is a SpecError with file, key, value and law. docs/search_spaces.md
+describes the schema.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from seqrec.config import Data, Frozen
-from sweeps.cells import Scalar
+from seqrec import yamlfile
+from seqrec.config import CUTOFFS, Data, Frozen, known_keys, parse_section, suggest
+from seqrec.errors import ConfigError, message
+from sweeps import blocks
+from sweeps.blocks import BLOCK_KEYS, Block, Layer, Value
+from sweeps.derive import FUNCTIONS
+from sweeps.errors import SpecError
+from sweeps.names import STATISTICS
+from sweeps.overrides import SWEEP_KEYS, Change, change_layers, change_tree, parse_override, tell_override
 
-Value = Scalar | None
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
+
+RANKING = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map", "coverage", "surprisal")
+OBJECTIVES: dict[str, Literal["max", "min"]] = {
+    **{f"valid/{metric}_at_{k}": "max" for metric in RANKING for k in CUTOFFS},
+    "memory/peak_gib": "min",
+    "memory/reserved_gib": "min",
+    "memory/predicted_gib": "min",
+    "time/epoch_s": "min",
+    "time/elapsed_s": "min",
+    "best/elapsed_s": "min",
+}
+"""What a front may weigh, and which way is better. Nothing of test/: a front that chooses on it would be optimistic."""
 
 
 class SchedulerSpec(Frozen):
@@ -44,30 +69,12 @@ class Budget(Frozen):
 
 
 @dataclass(frozen=True)
-class Block:
-    """One part of a sweep, complete: the base's keys with the block's own laid over them."""
-
-    place: str
-    """Where it stands in the file, for messages: `` for the base, `blocks[2]`."""
-    fixed: dict[str, Value]
-    """By dotted key; `data.*` and `loss.name` among them, never `train.seed`."""
-    grid: dict[str, tuple[Scalar, ...]]
-    """Axes by dotted key, in the order of declaration."""
-    derived: dict[str, str]
-    """Expressions by dotted key."""
-    constraints: tuple[str, ...]
-    seeds: tuple[int, ...]
-    own: tuple[str, ...] = ()
-    """Keys that this block, not the base, fixes: they tell blocks apart."""
-
-
-@dataclass(frozen=True)
 class SweepSpec:
     """A search space, checked as far as that is possible without the data set."""
 
     source: str
     """Path of the file, as given."""
-    text: str
+    text: str = field(repr=False)
     """The YAML as read."""
     name: str
     """Also the sweep's folder."""
@@ -78,16 +85,148 @@ class SweepSpec:
     blocks: tuple[Block, ...]
     """At least one."""
     seeds: tuple[int, ...]
+    """The base's."""
     aliases: dict[str, str]
     """Name in expressions -> dotted key."""
     objectives: tuple[tuple[str, Literal["max", "min"]], ...]
-    scheduler: SchedulerSpec = SchedulerSpec()
-    resources: Resources = Resources()
-    budget: Budget = Budget()
-    overrides: tuple[str, ...] = ()
+    scheduler: SchedulerSpec
+    resources: Resources
+    budget: Budget
+    overrides: tuple[str, ...]
     """The `--set` texts, as given."""
 
 
 def load(path: Path, overrides: Sequence[str] = (), data: str | None = None) -> SweepSpec:
     """The search space in a file, with `--set` texts and `--data` applied. Raises SpecError for the first mistake."""
-    raise NotImplementedError
+    source = str(path)
+    changes: list[Change] = []
+    try:
+        tree = yamlfile.load(path)
+        text = path.read_text(encoding="utf-8")
+        _refuse_unknown(tree, (*SWEEP_KEYS, *BLOCK_KEYS), f"{source}: ")
+        changes = [parse_override(override) for override in overrides]
+        change_tree(tree, changes, data)
+        return _read(tree, source, text, changes, tuple(overrides), path.stem)
+    except (ConfigError, SpecError) as error:
+        raise SpecError(tell_override(str(error), source, changes)) from None
+
+
+def _read(
+    tree: Mapping[str, Any],
+    source: str,
+    text: str,
+    changes: Sequence[Change],
+    overrides: tuple[str, ...],
+    stem: str,
+) -> SweepSpec:
+    aliases = _aliases(tree.get("aliases"), source)
+    base = blocks.read(tree, source)
+    return SweepSpec(
+        source=source,
+        text=text,
+        name=_name(tree.get("name", stem), source),
+        description=_text(tree.get("description", ""), f"{source}: description"),
+        data=_section(Data, tree, "data", source),
+        fixed=dict(base.fixed),
+        blocks=_blocks(tree, base, changes, aliases, source),
+        seeds=base.seeds or (1235,),
+        aliases=aliases,
+        objectives=_objectives(tree.get("objectives"), source),
+        scheduler=_section(SchedulerSpec, tree, "scheduler", source),
+        resources=_section(Resources, tree, "resources", source),
+        budget=_section(Budget, tree, "budget", source),
+        overrides=overrides,
+    )
+
+
+def _blocks(
+    tree: Mapping[str, Any],
+    base: Layer,
+    changes: Sequence[Change],
+    aliases: Mapping[str, str],
+    source: str,
+) -> tuple[Block, ...]:
+    """Every block complete: the base, the block's own keys, then the overrides."""
+    parts = tree.get("blocks")
+    layers: list[tuple[Layer, tuple[str, ...]]] = [(base, ())]
+    if parts is not None:
+        if not isinstance(parts, list) or not parts:
+            raise SpecError(message(f"{source}: blocks", parts, "a list of at least one block"))
+        layers = []
+        for i, part in enumerate(parts):
+            place = f"blocks[{i}]"
+            if not isinstance(part, dict):
+                raise SpecError(message(f"{source}: {place}", part, "a mapping"))
+            _refuse_unknown(part, BLOCK_KEYS, f"{source}: {place}.")
+            own = blocks.read(part, source, place)
+            layers.append((blocks.lay_over(base, own, place), tuple(own.fixed)))
+    changed = change_layers([layer for layer, _ in layers], changes)
+    return tuple(blocks.check(layer, own, aliases, source) for layer, (_, own) in zip(changed, layers, strict=True))
+
+
+def _refuse_unknown(tree: Mapping[str, Any], known: Sequence[str], root: str) -> None:
+    for key in tree:
+        if key in known:
+            continue
+        if key in SWEEP_KEYS:
+            raise SpecError(f"{root}{key}: not in a block; expected it once, for the whole sweep.")
+        hint = suggest(key, {*known, *known_keys()})
+        if "." in key:
+            section, _, name = key.partition(".")
+            hint = f"nest it, {section}: {{{name}: ...}}"
+        raise SpecError(f"{root}{key}: unknown key." + (f" hint: {hint}" if hint else ""))
+
+
+def _name(value: object, source: str) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        law = "at most 100 of a-z, 0-9, _ . - with a letter or digit first (it names a folder)"
+        raise SpecError(message(f"{source}: name", value, law))
+    return value
+
+
+def _text(value: object, place: str) -> str:
+    if not isinstance(value, str):
+        raise SpecError(message(place, value, "text"))
+    return " ".join(value.split())
+
+
+def _aliases(value: object, source: str) -> dict[str, str]:
+    place = f"{source}: aliases"
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SpecError(message(place, value, "a mapping of a name to a key"))
+    keys = known_keys()
+    taken = {*keys, *STATISTICS, *FUNCTIONS, *(key.rpartition(".")[2] for key in keys)}
+    for alias, key in value.items():
+        if not ALIAS.fullmatch(alias):
+            raise SpecError(message(place, alias, "names joined by dots"))
+        if alias in taken:
+            raise SpecError(message(f"{place}.{alias}", key, "a name that is not taken"))
+        if not isinstance(key, str) or key not in keys:
+            raise SpecError(message(f"{place}.{alias}", key, "a key of a run", suggest(str(key), keys)))
+    return dict(value)
+
+
+def _objectives(value: object, source: str) -> tuple[tuple[str, Literal["max", "min"]], ...]:
+    place = f"{source}: objectives"
+    if value is None:
+        value = {"valid/ndcg_at_10": "max", "memory/peak_gib": "min"}
+    if not isinstance(value, dict) or not value:
+        raise SpecError(message(place, value, "a mapping of a metric to max or min"))
+    for metric, direction in value.items():
+        if metric not in OBJECTIVES:
+            law = "a metric of validation, memory or time"
+            hint = suggest(metric.replace("@", "_at_"), OBJECTIVES)
+            raise SpecError(f"{place}.{metric}: unknown metric; expected {law}." + (f" hint: {hint}" if hint else ""))
+        if direction != OBJECTIVES[metric]:
+            raise SpecError(message(f"{place}.{metric}", direction, f"{OBJECTIVES[metric]}, the better end of it"))
+    return tuple(value.items())
+
+
+Kind = TypeVar("Kind", bound=Frozen)
+
+
+def _section(kind: type[Kind], tree: Mapping[str, Any], name: str, source: str) -> Kind:
+    value = tree.get(name)
+    return parse_section(kind, {} if value is None else value, f"{source}: {name}")
