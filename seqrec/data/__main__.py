@@ -1,0 +1,91 @@
+"""python -m seqrec.data prepare | show: data on stdout, messages on stderr, exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import seqrec.data
+from seqrec.config import Data
+from seqrec.data.prepare import Counts, prepare
+from seqrec.errors import ConfigError, UserError, message
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code of the command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        lines = _prepare(arguments) if arguments.command == "prepare" else _show(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    print(f"reading {arguments.raw}", file=sys.stderr)
+    done = prepare(
+        arguments.raw,
+        arguments.out,
+        user_column=arguments.user_column,
+        item_column=arguments.item_column,
+        time_column=arguments.time_column,
+        order_column=arguments.order_column,
+        min_item_users=arguments.min_item_users,
+        min_user_items=arguments.min_user_items,
+    )
+    print(f"original ids in {done.user_ids} and {done.item_ids}", file=sys.stderr)
+
+    def sizes(moment: str, counts: Counts) -> list[tuple[str, object]]:
+        return [(f"{kind} {moment}", getattr(counts, kind)) for kind in ("users", "items", "interactions")]
+
+    return [
+        ("file", done.file),
+        *sizes("before filter", done.before),
+        *sizes("after filter", done.after),
+        ("digest", done.digest),
+    ]
+
+
+def _show(arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    if not 0 < arguments.quantile < 1:
+        raise ConfigError(message("--quantile", arguments.quantile, "a number between 0 and 1"))
+    data = Data(path=arguments.data, split=arguments.split, quantile=arguments.quantile)
+    statistics = seqrec.data.statistics(data)
+    return [
+        ("name", statistics.name),
+        ("digest", statistics.digest),
+        *statistics.scope().items(),
+        ("longest training history", statistics.longest_train_history),
+        *((f"rows {fate}", rows) for fate, rows in statistics.rows),
+        ("rows in all", sum(rows for _, rows in statistics.rows)),
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m seqrec.data", description="Prepare and look at interactions.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare_ = commands.add_parser("prepare", help="turn a CSV, TSV or parquet file into a canonical one")
+    prepare_.add_argument("raw", metavar="RAW", type=Path, help="CSV, TSV (.gz too) or parquet, with a header")
+    prepare_.add_argument("--out", metavar="FILE.parquet", type=Path, required=True)
+    for role in ("user", "item", "time", "order"):
+        prepare_.add_argument(f"--{role}-column", metavar="NAME", help="default: recognised by its name")
+    prepare_.add_argument(
+        "--min-item-users", metavar="N", type=int, default=1, help="first drop items with fewer users (papers: 5)"
+    )
+    prepare_.add_argument(
+        "--min-user-items", metavar="N", type=int, default=1, help="then drop users with fewer items (papers: 20)"
+    )
+    show = commands.add_parser("show", help="print the statistics and the fate of every row")
+    show.add_argument("data", metavar="FILE_OR_NAME", help="canonical parquet file or bundled data set")
+    show.add_argument("--split", choices=("leave_one_out", "temporal"), default="leave_one_out")
+    show.add_argument("--quantile", type=float, default=0.95, help="where the temporal split cuts (default 0.95)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
