@@ -36,7 +36,7 @@ class Plan:
     dropped: tuple[tuple[Parameters, str], ...]
     """(parameters, the constraint that was false)."""
     infeasible: tuple[tuple[Parameters, str], ...]
-    """(parameters, the law that the data set cannot satisfy). A sweep does not start while there are any."""
+    """(parameters, the laws that the data set cannot satisfy). A sweep does not start while there are any."""
     statistics: Statistics
     data_path: str
 
@@ -68,7 +68,7 @@ def plan(spec: SweepSpec, statistics: Statistics) -> Plan:
             run = _run(spec, block, {**values, **derived, "train.seed": seeds[0]})
             laws = feasibility.violations(run, statistics)
             if laws:
-                infeasible += [(_seeded(parameters, seed), "; ".join(laws)) for seed in seeds]
+                infeasible += [(_seeded(parameters, seed), " ".join(laws)) for seed in seeds]
                 continue
             predicted = memory.predict_peak(run, statistics).peak_bytes
             for seed in seeds:
