@@ -93,7 +93,7 @@ def parents(name: str) -> Iterator[str]:
 
 
 def path_to(start: str, libraries: tuple[str, ...]) -> list[str] | None:
-    """The shortest chain of imports, as Python loads them, from a module to one of these libraries; None: there is none."""
+    """The shortest chain of imports, as Python loads them, from a module to one of these libraries, if there is one."""
     queue = deque([[name] for name in parents(start) if name in modules()])
     seen = {chain[-1] for chain in queue}
     while queue:
