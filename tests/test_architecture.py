@@ -231,8 +231,8 @@ def _loaded_by(names: str, *libraries: str) -> list[str]:
 
 
 def test_the_chain_finder_finds_chains() -> None:
-    """The trainable and the trainer are heavy; were they found light, every test above would be blind."""
-    assert path_to("sweeps.execute", ("ray",)) is not None
+    """The scheduler and the trainer are heavy; were they found light, every test above would be blind."""
+    assert path_to("sweeps.scheduler", ("ray",)) is not None
     assert path_to("seqrec.train", ("torch",)) is not None
     found = list(
         imports_of("seqrec.x", "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    from seqrec import config\n")

@@ -67,7 +67,7 @@ def test_who_is_waited_for_can_say_that_it_is_ready(services: dict[str, dict[str
 def test_mlflow_allows_the_names_it_is_called_by(services: dict[str, dict[str, Any]]) -> None:
     words = _words(services["mlflow"]["command"])
     allowed = words[words.index("--allowed-hosts") + 1].split(",")
-    assert services["sweep"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://") in allowed
+    assert services["sweep"]["environment"]["TRACKING_URI"].removeprefix("http://") in allowed
     assert {"localhost:${MLFLOW_PORT:-5000}", "127.0.0.1:${MLFLOW_PORT:-5000}", "127.0.0.1:5000"} <= set(allowed)
 
 
@@ -78,7 +78,10 @@ def test_the_programs_know_their_flags(services: dict[str, dict[str, Any]]) -> N
     assert joins
     head, worker, mlflow = (services[name]["command"] for name in ("ray-head", "ray-worker", "mlflow"))
     server = _words(mlflow)
+    runs = re.search(r"python -m (sweeps\.run .*)$", script, re.MULTILINE)
+    assert runs
     calls = {
+        "python -m sweeps.run": shlex.split(runs[1]),
         "ray start": [*_words(head), *_words(worker), *shlex.split(joins[0])],
         "ray health-check": services["ray-head"]["healthcheck"]["test"],
         "mlflow server": server[server.index("mlflow") :],
