@@ -1,10 +1,10 @@
 """What can go wrong in the service; user mistakes are `seqrec.errors.UserError` with exit code 2.
 
-    SeqrecError
-    +- UserError
-    |  +- SpecError       a search space that breaks the schema, or an expression that fails for some cell
-    |  +- LedgerBusy      another driver holds this sweep's directory
-    +- LedgerError        a ledger that is torn in the middle, or that cannot be written
+SeqrecError
++- UserError
+|  +- SpecError       a search space that breaks the schema, or an expression that fails for some cell
+|  +- LedgerBusy      another driver holds this sweep's directory
++- LedgerError        a ledger that is torn in the middle, or that cannot be written
 """
 
 from __future__ import annotations
