@@ -14,6 +14,7 @@ import json
 import math
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -94,12 +95,29 @@ class CellState:
     """All metrics of that epoch."""
     last_metrics: Metrics = field(default_factory=dict)
     """All metrics of the last epoch."""
+    memory: Metrics = field(default_factory=dict)
+    """Largest of every memory/* so far."""
+    epoch_s: list[float] = field(default_factory=list)
+    """Training seconds of every epoch."""
     end_metrics: Metrics = field(default_factory=dict)
 
     @property
     def best(self) -> float | None:
         """Best `SELECTION_METRIC` so far."""
         return self.best_metrics.get(SELECTION_METRIC)
+
+    def summary(self) -> Metrics:
+        """The epochs as an `end` tells them, for a cell whose training did not get to sum itself up."""
+        metrics = {f"best/{key.removeprefix('valid/')}": value for key, value in _group(self.best_metrics, "valid/")}
+        if self.best_epoch:
+            metrics["best/epoch"] = float(self.best_epoch)
+        if "time/elapsed_s" in self.best_metrics:
+            metrics["best/elapsed_s"] = self.best_metrics["time/elapsed_s"]
+        if self.epoch_s:
+            metrics["time/epoch_s"] = statistics.median(self.epoch_s)
+        if "time/elapsed_s" in self.last_metrics:
+            metrics["time/elapsed_s"] = self.last_metrics["time/elapsed_s"]
+        return {**metrics, **self.memory}
 
 
 @dataclass
@@ -152,10 +170,19 @@ class State:
 
     @staticmethod
     def _apply_epoch(cell: CellState, event: Event) -> None:
-        cell.epochs, cell.last_metrics = event["epoch"], event["metrics"]
-        value = event["metrics"].get(SELECTION_METRIC)
-        if value is not None and (cell.best is None or value > cell.best):
-            cell.best_epoch, cell.best_metrics = event["epoch"], event["metrics"]
+        metrics: Metrics = event["metrics"]
+        cell.epochs, cell.last_metrics = event["epoch"], metrics
+        for key, value in _group(metrics, "memory/"):
+            cell.memory[key] = max(value, cell.memory.get(key, value))
+        if "time/epoch_s" in metrics:
+            cell.epoch_s.append(metrics["time/epoch_s"])
+        value = metrics.get(SELECTION_METRIC, -math.inf)
+        if value > (-math.inf if cell.best is None else cell.best):
+            cell.best_epoch, cell.best_metrics = event["epoch"], metrics
+
+
+def _group(metrics: Metrics, prefix: str) -> list[tuple[str, float]]:
+    return [(key, value) for key, value in metrics.items() if key.startswith(prefix)]
 
 
 def fold(events: Iterable[Event]) -> State:

@@ -1,0 +1,148 @@
+"""Ray itself: started inside this process or joined at an address, checked against what the trials ask for.
+
+Tune's own output, loggers, signal handlers and snapshots are switched off here, before Ray is imported: the ledger, the
+live view and the driver do their work. What Ray and Tune log goes to a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seqrec.errors import UserError, message
+
+SWITCHES = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+}
+WORKER_SWITCHES = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # How long a worker waits for a stopped trial to unwind before it takes the next one. Tune gives the next one up if
+    # this is over, so it must outlast any epoch.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
+}
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Beside the data, which is in there once a node."""
+
+for _name, _value in {**SWITCHES, **WORKER_SWITCHES}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 - reads the switches when it is imported
+
+
+@contextmanager
+def session(address: str | None, *, num_cpus: int | None, data_bytes: int, log_file: Path) -> Iterator[None]:
+    """Ray, for as long as the block runs. address: None starts it inside this process; otherwise that of a cluster
+    whose nodes need Python, Ray and the dependencies, but not this project's code, which is sent to them.
+
+    Raises UserError if nothing answers at the address, or if it runs other versions.
+    """
+    handler = logging.FileHandler(log_file, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("ray")
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
+    try:
+        own_folder = None
+        if address:
+            _join(address)
+        else:
+            own_folder = _start(num_cpus, data_bytes)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if own_folder:
+                shutil.rmtree(own_folder, ignore_errors=True)
+    finally:
+        handler.close()
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+
+def _start(num_cpus: int | None, data_bytes: int) -> Path:
+    """Ray for this process only, on the loopback interface; its folder."""
+    context: Any = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=OBJECT_STORE_BYTES + 2 * data_bytes,
+        _node_ip_address="127.0.0.1",
+    )
+    return Path(context.address_info["session_dir"])
+
+
+def _join(address: str) -> None:
+    import seqrec
+    import sweeps
+
+    modules = [str(Path(str(package.__file__)).parent) for package in (seqrec, sweeps)]
+    environment = {"py_modules": modules, "excludes": ["bundled"], "env_vars": WORKER_SWITCHES}
+    try:
+        ray.init(address=address, runtime_env=environment, log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        hint = f"start one with `ray start --head`, or leave --address out ({_first_line(error)})"
+        raise UserError(message("--address", address, "a running Ray cluster", hint)) from None
+    except (RuntimeError, ValueError) as error:
+        raise UserError(message("--address", address, "a Ray cluster of these versions", _first_line(error))) from None
+
+
+def check(cpus: float, gpus: float) -> None:
+    """Raises UserError if no node could ever run a trial, which Tune would wait for in silence."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    asked = f"{cpus:g} CPUs and {gpus:g} GPUs"
+    raise UserError(
+        f"resources: got {asked} for a trial; expected at most what one node has ({largest or 'no nodes'})."
+    )
+
+
+def slots(cpus: float, gpus: float) -> int:
+    """Trials that fit on the cluster at a time."""
+    total = ray.cluster_resources()
+    by_gpu = total.get("GPU", 0) / gpus if gpus else float("inf")
+    return max(1, int(min(total.get("CPU", 1) / cpus, by_gpu)))
+
+
+def gpu_bytes() -> int:
+    """Memory of the cluster's smallest GPU: one look on each node that has any."""
+    places = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    look = ray.remote(num_cpus=0, num_gpus=1)(_smallest_gpu)
+    pinned = [
+        look.options(
+            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            )
+        )
+        for node in places
+    ]
+    return min(int(size) for size in ray.get([task.remote() for task in pinned]))
+
+
+def _smallest_gpu() -> int:
+    import torch
+
+    return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

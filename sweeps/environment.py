@@ -1,0 +1,65 @@
+"""On what a launch runs: versions, commit, hardware. Loads neither torch, ray nor mlflow for it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+
+def describe() -> dict[str, str]:
+    """The `environment` of a plan event; what cannot be found out is absent."""
+    found = {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "ray", "mlflow")},
+        "host": socket.gethostname(),
+        "cpu": f"{os.cpu_count()} x {_cpu_name()}",
+        "gpu": _gpu_names(),
+        "os": platform.platform(),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git_commit() -> str:
+    """Commit of the tree this file lies in, `+` at its end if tracked files were changed since; empty outside git."""
+    commit = _output("git", "rev-parse", "HEAD")
+    return commit + "+" if commit and _output("git", "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def _gpu_names() -> str:
+    return ", ".join(_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines())
+
+
+def _output(*command: str) -> str:
+    """What a command prints; empty if there is no such command or it fails."""
+    if not shutil.which(command[0]):
+        return ""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return ""
+    return result.stdout.strip()

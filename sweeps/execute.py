@@ -1,0 +1,268 @@
+"""The driver: remaining cells -> trials on Ray Tune -> ledger, MLflow, report. Tune executes; the ledger remembers.
+
+Every launch is a new Tune experiment over the cells that have no end yet, so that starting, resuming and finishing what
+a crash left are the same command. Ray is imported only when there is something to run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from seqrec import data
+from seqrec.data.tables import Split
+from sweeps import environment, placement, stopping
+from sweeps.cells import Cell
+from sweeps.errors import LedgerError
+from sweeps.launch import Launch
+from sweeps.options import Options
+from sweeps.outcomes import Outcome
+from sweeps.progress import View
+from sweeps.space import Plan
+from sweeps.spec import Resources, SweepSpec
+
+if TYPE_CHECKING:
+    from sweeps.tracking import Tracker
+    from sweeps.trial import Trainer
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+RETRIES = 2
+"""How often a cell whose worker died is tried again."""
+ROUNDS = 3
+"""Experiments a launch starts, at most, for cells that Tune gave up without a word."""
+TRACKING_WAIT_S = 60.0
+"""How long the end of a launch waits for MLflow."""
+
+
+def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | None = None) -> int:
+    """Run what remains of a sweep. The exit code: 0; 1 if a cell ended in an error or the ledger could not be written;
+    130 if interrupted.
+
+    trainer: in the place of `seqrec.train.train`. Raises UserError before anything has started.
+    """
+    directory = options.storage.absolute() / spec.name
+    checkpoints = directory / "checkpoints"
+    launch = Launch(
+        directory,
+        plan.cells,
+        stopping.rule(spec.scheduler, plan.cells),
+        wall_s=spec.budget.wall_hours * 3600 if spec.budget.wall_hours else None,
+        on_end=None if options.keep_checkpoints else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True),
+    )
+    limit = options.limit_trials if options.limit_trials is not None else spec.budget.trials
+    todo = stopping.order(spec.scheduler, launch.remaining())[:limit]
+    tracker = _tracker(launch, options)
+    try:
+        with _closed(launch), _signals(launch):
+            if todo:
+                _work(launch, todo, spec, plan, options, tracker, trainer)
+    except LedgerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _finish_tracking(tracker)
+        return EXIT_FAILED
+    if todo:
+        _report(directory, tracker)
+        _print_front(directory, launch)
+    else:
+        print(f"{spec.name}: all {len(plan.cells)} cells have ended; nothing is left to run.")
+    return _sum_up(launch, tracker)
+
+
+@contextmanager
+def _closed(launch: Launch) -> Iterator[None]:
+    """Close the launch whatever happens in the block; what ends it from outside is an interruption."""
+    try:
+        yield
+    except BaseException:
+        launch.interrupt()
+        raise
+    finally:
+        launch.close()
+
+
+def _tracker(launch: Launch, options: Options) -> Tracker | None:
+    """Not started. Imports mlflow only when started."""
+    if options.no_tracking:
+        return None
+    from sweeps.tracking import Tracker
+
+    return Tracker(launch.ledger.path, options.tracking_uri)
+
+
+def _work(
+    launch: Launch,
+    todo: Sequence[Cell],
+    spec: SweepSpec,
+    plan: Plan,
+    options: Options,
+    tracker: Tracker | None,
+    trainer: Trainer | None,
+) -> None:
+    """Start Ray, check that the trials can run there, run them."""
+    splits = {run_data.model_dump_json(): data.load(run_data) for run_data in {cell.run.data for cell in todo}}
+    from sweeps import cluster
+
+    directory = launch.ledger.path.parent
+    with cluster.session(
+        options.address,
+        num_cpus=options.num_cpus,
+        data_bytes=sum(map(_size, splits.values())),
+        log_file=directory / "ray.log",
+    ):
+        shares = _gpu_shares(spec.resources, todo)
+        cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
+        launch.open(spec.name, uuid.uuid4().hex, **_plan_event(spec, plan))
+        for cell in todo:
+            if shares[cell.cell_key] is None:
+                launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
+        launch.allowed = len(todo)
+        if tracker:
+            tracker.start()
+        with View(launch.snapshot, quiet=options.quiet):
+            _rounds(launch, todo, splits, spec, shares, trainer, directory / "checkpoints")
+
+
+def _rounds(
+    launch: Launch,
+    todo: Sequence[Cell],
+    splits: dict[str, Split],
+    spec: SweepSpec,
+    shares: dict[str, float | None],
+    trainer: Trainer | None,
+    checkpoints: Path,
+) -> None:
+    """Experiments until every cell has an end. One is enough, unless Tune gives a trial up without telling anybody."""
+    from sweeps import tuning
+    from sweeps.trial import Settings
+
+    resources = spec.resources
+    settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
+    for _ in range(ROUNDS):
+        left = [cell for cell in todo if launch.outcome(cell.cell_key) is None]
+        if not left or launch.should_stop():
+            return
+        tuning.fit(
+            launch,
+            left,
+            splits,
+            settings,
+            cpus=resources.cpus_per_trial,
+            gpu_shares={key: share for key, share in shares.items() if share},
+            max_concurrent=resources.max_concurrent,
+            retries=RETRIES,
+        )
+    for cell in todo:
+        if launch.outcome(cell.cell_key) is None and not launch.should_stop():
+            launch.lost(cell.cell_key, f"Ray gave the trial up {ROUNDS} times; see ray.log", outcome=Outcome.ERROR)
+
+
+def _gpu_shares(resources: Resources, cells: Sequence[Cell]) -> dict[str, float | None]:
+    """Part of a GPU by cell_key; 0 on CPU, None if no GPU is large enough."""
+    if resources.gpus_per_trial != "auto":
+        return dict.fromkeys((cell.cell_key for cell in cells), resources.gpus_per_trial)
+    from sweeps import cluster
+
+    cluster.check(resources.cpus_per_trial, 1.0)
+    smallest = cluster.gpu_bytes()
+    return {cell.cell_key: placement.share(cell.predicted_bytes, smallest) for cell in cells}
+
+
+def _plan_event(spec: SweepSpec, plan: Plan) -> dict[str, Any]:
+    statistics = plan.statistics
+    return {
+        "spec": spec.text,
+        "overrides": list(spec.overrides),
+        "description": spec.description,
+        "cell_keys": [cell.cell_key for cell in plan.cells],
+        "duplicates": plan.duplicates,
+        "dropped": len(plan.dropped),
+        "scheduler": spec.scheduler.model_dump(mode="json"),
+        "objectives": [list(objective) for objective in spec.objectives],
+        "data": {
+            "path": plan.data_path,
+            "name": statistics.name,
+            "digest": statistics.digest,
+            **statistics.scope(),
+        },
+        "environment": environment.describe(),
+    }
+
+
+def _size(split: Split) -> int:
+    """Bytes of the arrays of a data set."""
+    sequences = (split.train, split.valid.history, split.test.history)
+    flat = sum(each.items.nbytes + each.offsets.nbytes + each.users.nbytes for each in sequences)
+    return flat + split.item_ids.nbytes + split.valid.targets.nbytes + split.test.targets.nbytes
+
+
+@contextmanager
+def _signals(launch: Launch) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the launch to end; the second one ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if launch.stopping == "interrupted":
+            os._exit(EXIT_INTERRUPTED)
+        launch.interrupt()
+        print("\ninterrupted: writing down where everything stands; once more to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------------------------- afterwards
+
+
+def _report(directory: Path, tracker: Tracker | None) -> None:
+    from sweeps import report
+
+    written = report.write(directory)
+    if tracker:
+        tracker.attach_report(written.files, written.front_keys, written.verdict)
+
+
+def _print_front(directory: Path, launch: Launch) -> None:
+    from sweeps import pareto
+
+    pareto.main([str(directory)])
+    left = len(launch.remaining())
+    if left:
+        print(f"{left} of {len(launch.cells)} cells are left; the same command goes on with them.")
+
+
+def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
+    """Where to look, on stdout; the exit code."""
+    directory = launch.ledger.path.parent
+    page = directory / "report" / "pareto.html"
+    if page.exists():
+        print(f"report: {page}")
+    _finish_tracking(tracker)
+    counts = launch.snapshot().counts
+    failed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome.is_failure)
+    if failed:
+        print(f"failed: {failed}; reasons in {launch.ledger.path}")
+    if launch.stopping == "interrupted":
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if counts.get(Outcome.ERROR) else EXIT_DONE
+
+
+def _finish_tracking(tracker: Tracker | None) -> None:
+    """Wait for MLflow to have every event, and say where it is to be seen."""
+    if tracker is None:
+        return
+    pending = tracker.close(TRACKING_WAIT_S)
+    for name, address in tracker.links():
+        print(f"{name}: {address}")
+    if pending:
+        print(f"MLflow lacks {pending} events; `python -m sweeps.sync {tracker.ledger_path.parent}` tells it later.")

@@ -1,0 +1,247 @@
+"""One launch of a sweep as bookkeeping: what trials report goes in, events go to the ledger, decisions come out.
+
+No Ray, no torch: execution feeds it from Ray's callbacks, tests feed it by hand. Messages of a trial are mappings with
+a `kind`: `start` (node, pid, from_epoch), `epoch` (epoch, metrics) and `end` (outcome, reason, epochs, metrics).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from seqrec.config import SELECTION_METRIC
+from seqrec.reports import Metrics
+from sweeps.cells import Cell
+from sweeps.errors import LedgerError
+from sweeps.ledger import CellState, Event, Ledger
+from sweeps.outcomes import Outcome
+from sweeps.stopping import GO_ON, Rule, Verdict
+
+CloseReason = Literal["finished", "interrupted", "budget"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the sweep is, for people."""
+
+    total: int
+    counts: dict[Outcome, int]
+    """Cells that ended, by outcome."""
+    running: tuple[tuple[str, int, int], ...]
+    """(label, epochs done, epochs at most)."""
+    best: tuple[str, float] | None
+    """(label, selection metric)."""
+    elapsed_s: float
+    eta_s: float | None
+    """Of what this launch may still run; None before the first cell ended."""
+
+    @property
+    def ended(self) -> int:
+        return sum(self.counts.values())
+
+
+class Launch:
+    """Opens the ledger, brings rule and state to where they were, takes messages until it is closed.
+
+    on_end: called with the key of a cell when its end is on disk. wall_s: after it the launch asks to stop.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        cells: Iterable[Cell],
+        rule: Rule,
+        *,
+        wall_s: float | None = None,
+        on_end: Callable[[str], None] | None = None,
+    ) -> None:
+        self.cells = {cell.cell_key: cell for cell in cells}
+        self._rule = rule
+        self._verdicts: dict[str, Verdict] = {}
+        self._on_end = on_end
+        self._wall_s = wall_s
+        self._since = time.monotonic()
+        self._ended_here = 0
+        self._is_open = False
+        self.allowed = 0
+        """Cells that this launch may run."""
+        self.stopping: Literal["", "interrupted", "budget", "ledger"] = ""
+        self.failure: LedgerError | None = None
+        self.ledger = Ledger(directory, on_event=self._relive)
+
+    def _relive(self, event: Event) -> None:
+        cell = self.cells.get(event.get("cell_key", ""))
+        if cell and event["type"] == "epoch":
+            self._judge(cell, event)
+
+    def _judge(self, cell: Cell, event: Event) -> Verdict:
+        verdict = self._rule.record(cell, event["epoch"], event["metrics"].get(SELECTION_METRIC))
+        self._verdicts[cell.cell_key] = verdict
+        return verdict
+
+    def remaining(self) -> list[Cell]:
+        """Planned cells without an end, as planned."""
+        return [cell for cell in self.cells.values() if self.outcome(cell.cell_key) is None]
+
+    def outcome(self, cell_key: str) -> Outcome | None:
+        """How a planned cell ended; None: not yet."""
+        state = self.ledger.state.cells.get(cell_key)
+        return state.outcome if state else None
+
+    def open(self, name: str, sweep_id: str, **plan: Any) -> None:
+        """Write the sweep's first line if it is new, this launch's plan, and the ends that a crash kept from being
+        written: of cells whose last epoch the rule had judged. Raises LedgerError."""
+        state = self.ledger.state
+        self._is_open = True
+        if not state.sweep_id:
+            self.ledger.append("sweep", sweep_id=sweep_id, name=name)
+        self.ledger.append("plan", sync=True, launch=state.launches + 1, **plan)
+        for cell in self.remaining():
+            verdict = self._verdicts.get(cell.cell_key, GO_ON)
+            if verdict.stop:
+                self.end(cell.cell_key, Outcome.STOPPED, verdict.reason)
+
+    # ------------------------------------------------------------------------------------------------- from trials
+
+    def message(self, cell_key: str, message: Mapping[str, Any]) -> bool:
+        """Take one message of a trial; True: the trial shall stop. Never raises for a ledger that cannot be written:
+        `failure` holds the error, and `should_stop` says so."""
+        try:
+            return self._take(self.cells[cell_key], message) or bool(self.stopping)
+        except LedgerError as error:
+            self._fail(error)
+            return True
+
+    def _take(self, cell: Cell, message: Mapping[str, Any]) -> bool:
+        key = cell.cell_key
+        match message["kind"]:
+            case "start":
+                self._introduce(cell)
+                started = {name: message[name] for name in ("node", "pid", "from_epoch")}
+                self.ledger.append("start", cell_key=key, attempt=self._state(key).attempt + 1, **started)
+                return self.outcome(key) is not None
+            case "epoch":
+                epoch, metrics = message["epoch"], message["metrics"]
+                attempt = self._state(key).attempt
+                event = self.ledger.append("epoch", cell_key=key, attempt=attempt, epoch=epoch, metrics=metrics)
+                verdict = self._judge(cell, event) if event else GO_ON
+                if verdict.stop:
+                    self.end(key, Outcome.STOPPED, verdict.reason)
+                return self.outcome(key) is not None
+            case "end":
+                self.end(key, Outcome(message["outcome"]), message["reason"], message["epochs"], message["metrics"])
+                return True
+        raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
+
+    def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
+        """A trial's process died or its last attempt failed; outcome `interrupted`: it will be tried again."""
+        try:
+            self.end(cell_key, outcome, reason)
+        except LedgerError as error:
+            self._fail(error)
+
+    def end(
+        self,
+        cell_key: str,
+        outcome: Outcome,
+        reason: str = "",
+        epochs: int | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Write the end of an attempt; what the training did not say of itself is taken from its epochs on record."""
+        cell = self.cells[cell_key]
+        self._introduce(cell)
+        state = self._state(cell_key)
+        summary = {"memory/predicted_gib": cell.predicted_bytes / GIB, **state.summary(), **(metrics or {})}
+        event = self.ledger.append(
+            "end",
+            sync=True,
+            cell_key=cell_key,
+            attempt=max(state.attempt, 1),
+            outcome=outcome.value,
+            reason=reason,
+            epochs=state.epochs if epochs is None else epochs,
+            metrics=summary,
+        )
+        if event and outcome.is_terminal:
+            self._ended_here += 1
+            if self._on_end:
+                self._on_end(cell_key)
+
+    def _introduce(self, cell: Cell) -> None:
+        self.ledger.append(
+            "cell",
+            cell_key=cell.cell_key,
+            configuration_key=cell.configuration_key,
+            label=cell.label,
+            parameters=cell.parameters,
+            run=cell.run.model_dump(mode="json"),
+            predicted_bytes=cell.predicted_bytes,
+        )
+
+    def _state(self, cell_key: str) -> CellState:
+        return self.ledger.state.cells[cell_key]
+
+    # ------------------------------------------------------------------------------------------------- of the launch
+
+    def interrupt(self) -> None:
+        """Ask the launch to end; safe in a signal handler."""
+        self.stopping = self.stopping or "interrupted"
+
+    def should_stop(self) -> bool:
+        """Polled by execution several times a second; brings waiting events to the disk."""
+        try:
+            self.ledger.flush()
+        except LedgerError as error:
+            self._fail(error)
+        if self._wall_s is not None and time.monotonic() - self._since >= self._wall_s:
+            self.stopping = self.stopping or "budget"
+        return bool(self.stopping)
+
+    def _fail(self, error: LedgerError) -> None:
+        self.failure, self.stopping = error, "ledger"
+
+    def close(self) -> CloseReason:
+        """Write the ends of attempts that are cut off and the launch's own (nothing, if it was never opened); give the
+        ledger back. Raises LedgerError if the ledger could not be written, now or before."""
+        try:
+            if self.failure:
+                raise self.failure
+            if not self._is_open:
+                return "finished"
+            for key, state in list(self.ledger.state.cells.items()):
+                if state.running and state.outcome is None and key in self.cells:
+                    self.end(key, Outcome.INTERRUPTED, "the launch ended first")
+            remaining = len(self.remaining())
+            reason: CloseReason = "budget" if remaining else "finished"
+            if self.stopping == "interrupted":
+                reason = "interrupted"
+            launch = self.ledger.state.launches
+            self.ledger.append("close", sync=True, launch=launch, reason=reason, remaining=remaining)
+            return reason
+        finally:
+            self.ledger.close()
+
+    def snapshot(self) -> Snapshot:
+        """Where the sweep is; may be called from another thread."""
+        counts: dict[Outcome, int] = {}
+        running: list[tuple[str, int, int]] = []
+        best: tuple[str, float] | None = None
+        for key, state in list(self.ledger.state.cells.items()):
+            cell = self.cells.get(key)
+            if cell is None:
+                continue
+            if state.outcome:
+                counts[state.outcome] = counts.get(state.outcome, 0) + 1
+            elif state.running:
+                running.append((state.label, state.epochs, cell.run.train.epochs))
+            if state.best is not None and (best is None or state.best > best[1]):
+                best = (state.label, state.best)
+        elapsed_s = time.monotonic() - self._since
+        left = max(0, self.allowed - self._ended_here)
+        eta_s = elapsed_s / self._ended_here * left if self._ended_here and self.allowed else None
+        return Snapshot(len(self.cells), counts, tuple(running), best, elapsed_s, eta_s)

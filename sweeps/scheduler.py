@@ -1,0 +1,77 @@
+"""The launch as Ray Tune sees it: a scheduler that hands every result to `Launch`, and a stopper that asks it whether
+to go on. Neither decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from ray import cloudpickle
+from ray.tune import Stopper
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweeps import outcomes
+from sweeps.launch import Launch
+from sweeps.outcomes import Outcome
+from sweeps.trial import MESSAGE
+
+log = logging.getLogger(__name__)
+
+
+class LaunchScheduler(FIFOScheduler):
+    """Trials start in the order given; the launch says which of them stop."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self._launch = launch
+
+    def __reduce__(self) -> Any:
+        # Tune writes its arguments to a file from which it could restore. Nothing is ever restored from there.
+        return FIFOScheduler, ()
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """None: the pending trials are started in order anyway, and the inherited scan is slow for thousands."""
+        return None
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if MESSAGE not in result:
+            return str(TrialScheduler.STOP)
+        stop = self._launch.message(trial.config["cell_key"], json.loads(result[MESSAGE]))
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Called for every failure of a trial's process, those that Tune is going to retry included."""
+        error = _error_of(trial)
+        retried = trial.should_recover() and not self._launch.stopping
+        outcome = Outcome.INTERRUPTED if retried else outcomes.of(error)
+        self._launch.lost(trial.config["cell_key"], outcomes.reason(error), outcome=outcome)
+
+
+class LaunchStopper(Stopper):
+    """Polled by Tune between events, ten times a second or more often."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+
+    def __reduce__(self) -> Any:
+        return Stopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._launch.should_stop()
+
+
+def _error_of(trial: Trial) -> BaseException:
+    """What ended the trial's process, from Tune's local files: its own accessors read a storage not yet written."""
+    try:
+        with open(trial.pickled_error_file, "rb") as file:
+            error = cloudpickle.load(file)
+    except (OSError, TypeError, AttributeError, ImportError, EOFError, ValueError):
+        log.debug("no error on file for trial %s", trial.trial_id, exc_info=True)
+        return RuntimeError("the trial's process ended without saying why")
+    return error if isinstance(error, BaseException) else RuntimeError(str(error))

@@ -1,0 +1,140 @@
+"""One cell on a worker: training's epochs go to the driver as messages, and so does every way in which it can end.
+
+A worker process serves many cells. When the driver stops a trial, `tune.report` raises SystemExit inside training,
+which unwinds and ends its thread before the process takes the next cell; nothing here may catch it. An exception
+becomes the trial's last message, so that the process lives on, unless it left the CUDA context unusable: then it goes
+to Ray, which replaces the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from seqrec.config import Run
+from seqrec.data.tables import Split
+from seqrec.reports import EpochReport, Metrics, RunReport
+from sweeps import outcomes
+
+Trainer = Callable[..., RunReport]
+"""`seqrec.train.train`, or what stands in for it: (run, *, split, on_epoch, workdir, device)."""
+
+MESSAGE = "message"
+"""The only key of a result: one JSON text, which Tune carries without looking into it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every trial of a launch shares."""
+
+    checkpoints: Path
+    """A folder for each cell."""
+    threads: int
+    trainer: Trainer | None = None
+    """None: `seqrec.train.train`."""
+
+
+def run(
+    config: Mapping[str, Any],
+    runs: Mapping[str, str],
+    splits: Mapping[str, Split],
+    gpu_shares: Mapping[str, float],
+    settings: Settings,
+) -> None:
+    """The Ray trainable. config: the cell_key.
+
+    runs: cell_key -> run as JSON text. splits: the run's data section as JSON text -> prepared data. gpu_shares:
+    cell_key -> part of a GPU, absent on CPU.
+    """
+    key = config["cell_key"]
+    gpu_share = gpu_shares.get(key, 0.0)
+    _give_memory_back()
+    _limit(settings.threads, gpu_share)
+    workdir = settings.checkpoints / key
+    started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / "last.pt")}
+    _send("start", **started)
+    device = "cuda" if gpu_share else "cpu"
+    last = _train(Run.model_validate_json(runs[key]), splits, workdir, device, settings.trainer or _seqrec)
+    _give_memory_back()
+    _send("end", **last)
+
+
+def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, trainer: Trainer) -> dict[str, Any]:
+    """The last message: how training ended. Raises only what must reach Ray."""
+    epochs = 0
+
+    def on_epoch(report: EpochReport) -> None:
+        nonlocal epochs
+        epochs = report.epoch
+        _send("epoch", epoch=report.epoch, metrics=_plain(report.metrics))
+
+    try:
+        split = splits[run.data.model_dump_json()]
+        report = trainer(run, split=split, on_epoch=on_epoch, workdir=workdir, device=device)
+    except Exception as error:
+        if device == "cuda" and _context_is_lost():
+            raise
+        return {"outcome": outcomes.of(error), "reason": outcomes.reason(error), "epochs": epochs, "metrics": {}}
+    metrics = _plain(report.metrics)
+    return {"outcome": outcomes.Outcome.DONE, "reason": "", "epochs": report.epochs, "metrics": metrics}
+
+
+def _send(kind: str, **fields: Any) -> None:
+    tune.report({MESSAGE: json.dumps({"kind": kind, **fields})})
+
+
+def _plain(metrics: Metrics) -> Metrics:
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def _seqrec(run: Run, **options: Any) -> RunReport:
+    from seqrec.train import train
+
+    return train(run, **options)
+
+
+def _epochs_in(path: Path) -> int:
+    """Epochs in a checkpoint; 0 without one, or if training is going to refuse it."""
+    import torch
+
+    try:
+        return len(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["history"])
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _limit(threads: int, gpu_share: float) -> None:
+    """Cores of the trial; and its part of the GPU's memory, so that who outgrows it fails alone."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if gpu_share:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_share))
+
+
+def _give_memory_back() -> None:
+    """Drop what the cell before left: garbage first, then the allocator's cache."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def _context_is_lost() -> bool:
+    """Whether the CUDA context no longer works: after an illegal access, say, all further calls fail."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
