@@ -68,7 +68,7 @@ def _integers(column: pa.ChunkedArray, name: str, file: Path, least: int | None 
     try:
         values = np.from_dlpack(column.cast(pa.int64()).combine_chunks()).astype(np.int64, copy=False)
     except pa.ArrowInvalid:
-        largest = pc.max(column).as_py()
+        largest = pc.max(column)
         raise _bad_row(file, name, pc.equal(column, largest), largest, "an integer below 2**63") from None
     if least is not None and values.min() < least:
         first = int(np.argmax(values < least))
