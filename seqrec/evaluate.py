@@ -65,9 +65,10 @@ def evaluate(
     lengths = holdout.history.lengths
     # Users of similar length together, or one long history would make every batch long.
     order = np.argsort(lengths, kind="stable") if trim else np.arange(len(lengths))
-    ranks: list[Tensor] = []
-    repeats: list[Tensor] = []
-    tops: list[Tensor] = []
+    # In the file's order of users, so that sums do not depend on the order of evaluation.
+    ranks = torch.empty_like(targets)
+    repeats = torch.empty_like(targets, dtype=torch.bool)
+    tops = torch.empty((len(order) if lists else 0, max(CUTOFFS)), dtype=torch.int32)
     with _evaluation_mode(model):
         embeddings_VD = model.item_embeddings().float()
         if len(embeddings_VD) != n_items:
@@ -85,16 +86,16 @@ def evaluate(
                 scores = hidden_BD[part] @ embeddings_VD.T
                 target = targets[rows]
                 owner, seen = _seen(history, rows, int(lengths[batch[part]].sum()))
-                repeats.append(_owners(owner, seen == target[owner], len(rows)))
+                repeats[rows] = _owners(owner, seen == target[owner], len(rows))
                 if exclude_seen:
                     scores.view(-1).index_fill_(0, owner * n_items + seen, -torch.inf)
-                ranks.append(_ranks(scores, target))
+                ranks[rows] = _ranks(scores, target)
                 if lists:
-                    tops.append(_top(scores, max(CUTOFFS)).to("cpu", torch.int32))
-    metrics = ranking_metrics(torch.cat(ranks).cpu(), CUTOFFS)
-    metrics["repeat_targets"] = float(torch.cat(repeats).double().mean())
+                    tops[torch.from_numpy(batch[part])] = _top(scores, max(CUTOFFS)).to("cpu", torch.int32)
+    metrics = ranking_metrics(ranks.cpu(), CUTOFFS)
+    metrics["repeat_targets"] = float(repeats.double().mean())
     if item_counts is not None and n_train_users is not None and lists:
-        metrics |= list_metrics(torch.cat(tops), CUTOFFS, torch.tensor(np.asarray(item_counts)), n_train_users)
+        metrics |= list_metrics(tops, CUTOFFS, torch.tensor(np.asarray(item_counts)), n_train_users)
     return metrics
 
 

@@ -1,0 +1,184 @@
+"""Full ranking against a dense twin that looks at one user and one item at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqrec import metrics
+from seqrec.config import CUTOFFS
+from seqrec.data.tables import Holdout, Sequences
+from seqrec.evaluate import evaluate
+
+U, V, D, LONGEST = 23, 61, 5, 9
+
+
+class Toy(nn.Module):
+    """Scores are a function of the history's last items; `seen_training` records the mode during encoding."""
+
+    def __init__(self, seed: int, *, coarse: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        table = torch.randn(V, D, generator=generator)
+        # Small whole numbers: many equal scores, exact in any order of summation.
+        self.table = nn.Parameter(table.round().clamp(-1, 1) if coarse else table)
+        self.dropout = nn.Dropout(0.5)
+        self.modes: list[bool] = []
+        self.shapes: list[tuple[int, ...]] = []
+
+    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        self.shapes.append(tuple(items.shape))
+        states = self.table[items] * valid[..., None]
+        return self.dropout(states.cumsum(1))
+
+    def item_embeddings(self) -> Tensor:
+        return self.table
+
+
+def holdout(seed: int) -> Holdout:
+    """Random histories, some of which hold their target already."""
+    random = np.random.default_rng(seed)
+    histories = [random.integers(0, V, random.integers(1, LONGEST + 1)) for _ in range(U)]
+    targets = random.integers(0, V, U)
+    targets[::7] = [history[0] for history in histories[::7]]
+    flat = np.concatenate(histories).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
+    return Holdout(Sequences(flat, offsets, np.arange(U)), targets.astype(np.int32))
+
+
+def twin(model: Toy, held: Holdout, max_length: int, exclude_seen: bool) -> tuple[list[int], list[list[int]]]:
+    """(rank of every target, items of every user best first), by sorting in Python."""
+    ranks, lists = [], []
+    table = model.table.detach()
+    for user in range(U):
+        history = held.history.items[held.history.offsets[user] : held.history.offsets[user + 1]].tolist()
+        state = sum((table[item] for item in history[-max_length:]), torch.zeros(D))
+        scores = {item: float(table[item] @ state) for item in range(V)}
+        banned = set(history) if exclude_seen else set()
+        order = sorted((item for item in range(V) if item not in banned), key=lambda item: (-scores[item], item))
+        target = int(held.targets[user])
+        ranks.append(order.index(target) + 1 if target in order else metrics.MISS)
+        lists.append(order)
+    return ranks, lists
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("coarse", [True, False], ids=["ties", "no ties"])
+@pytest.mark.parametrize(
+    ("batch_size", "score_bytes", "max_length", "trim"),
+    [(23, 2**20, 9, False), (4, 2**20, 3, True), (7, 3 * 8 * V + 1, 9, True), (5, 1, 2, False)],
+)
+def test_ranks_and_lists_are_the_twins(
+    exclude_seen: bool, coarse: bool, batch_size: int, score_bytes: int, max_length: int, trim: bool
+) -> None:
+    for seed in range(3):
+        model, held = Toy(seed, coarse=coarse), holdout(seed)
+        users_of_item = np.random.default_rng(seed).integers(0, 40, V)
+        found = evaluate(
+            model,
+            held,
+            n_items=V,
+            max_length=max_length,
+            exclude_seen=exclude_seen,
+            batch_size=batch_size,
+            device="cpu",
+            lists=True,
+            item_counts=users_of_item,
+            n_train_users=40,
+            trim=trim,
+            score_bytes=score_bytes,
+        )
+        ranks, lists = twin(model, held, max_length, exclude_seen)
+        expected = metrics.ranking_metrics(torch.tensor(ranks), CUTOFFS)
+        repeats = [held.targets[u] in held.history.items[slice(*held.history.offsets[u : u + 2])] for u in range(U)]
+        expected["repeat_targets"] = sum(repeats) / U
+        padded = torch.tensor([(order + [-1] * 50)[:50] for order in lists])
+        for k in CUTOFFS:
+            expected[f"coverage_at_{k}"] = metrics.coverage(padded, k, V)
+            expected[f"surprisal_at_{k}"] = metrics.surprisal(padded, k, torch.tensor(users_of_item), 40)
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def ranked(model: object, held: Holdout, **options: object) -> dict[str, float]:
+    defaults = {"n_items": V, "max_length": 5, "exclude_seen": True, "batch_size": 6, "device": "cpu"}
+    return evaluate(model, held, **(defaults | options))  # type: ignore[arg-type]
+
+
+def test_a_constant_model_is_ranked_by_id_and_not_first() -> None:
+    model, held = Toy(0), holdout(0)
+    nn.init.zeros_(model.table)
+    ranks, _ = twin(model, held, 5, True)
+    assert ranked(model, held)["mrr_at_50"] == pytest.approx(metrics.mrr(torch.tensor(ranks), 50))
+    assert ranked(model, held)["hit_rate_at_1"] < 0.2
+
+
+def test_a_repeated_target_is_a_miss_even_where_everything_is_listed() -> None:
+    small = Sequences(np.array([0, 1], np.int32), np.array([0, 2]), np.array([0]))
+    model = Toy(0)
+    model.table = nn.Parameter(model.table[:3].detach().clone())
+    held = Holdout(small, np.array([0], np.int32))
+    excluded = ranked(model, held, n_items=3)
+    assert (excluded["hit_rate_at_50"], excluded["repeat_targets"]) == (0.0, 1.0)
+    included = ranked(model, held, n_items=3, exclude_seen=False)
+    assert (included["hit_rate_at_50"], included["repeat_targets"]) == (1.0, 1.0)
+
+
+def spoil_one_item(model: Toy, value: float) -> None:
+    model.table[37] = value
+
+
+def spoil_everything(model: Toy, value: float) -> None:
+    model.table.fill_(value)
+
+
+@pytest.mark.parametrize("spoil", [spoil_one_item, spoil_everything])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_never_look_good(spoil: Callable[[Toy, float], None], value: float) -> None:
+    model, held = Toy(0), holdout(0)
+    good = ranked(model, held)
+    with torch.no_grad():
+        spoil(model, value)
+    bad = ranked(model, held, lists=True, item_counts=np.ones(V, np.int64), n_train_users=4)
+    assert all(np.isfinite(list(bad.values())))
+    if math.isnan(value) or spoil is spoil_everything:
+        assert bad["hit_rate_at_50"] == 0.0
+    assert bad["ndcg_at_10"] <= good["ndcg_at_10"]
+
+
+def test_the_models_mode_is_restored_and_gradients_are_off() -> None:
+    model, held = Toy(0), holdout(0)
+    model.train()
+    ranked(model, held)
+    assert model.training
+    assert set(model.modes) == {False}
+    model.eval()
+    ranked(model, held)
+    assert not model.training
+    assert model.table.grad is None
+
+
+def test_the_mode_is_restored_after_a_failure() -> None:
+    model = Toy(0)
+    with pytest.raises(ValueError, match=rf"item_embeddings: got {V} rows; expected n_items \({V - 1}\)"):
+        ranked(model, holdout(0), n_items=V - 1)
+    assert model.training
+
+
+def test_trim_shortens_batches_and_changes_nothing() -> None:
+    held = holdout(1)
+    whole, trimmed = Toy(1, coarse=True), Toy(1, coarse=True)
+    assert ranked(trimmed, held, max_length=50, trim=True) == ranked(whole, held, max_length=50)
+    assert {length for _, length in whole.shapes} == {50}
+    assert max(length for _, length in trimmed.shapes) <= LONGEST
+    assert min(length for _, length in trimmed.shapes) < LONGEST, "histories of similar length are batched together"
+
+
+def test_lists_need_popularity() -> None:
+    with pytest.raises(ValueError, match="item_counts, n_train_users: got None; expected both with lists"):
+        ranked(Toy(0), holdout(0), lists=True)
