@@ -110,7 +110,7 @@ def test_the_last_column_is_always_the_last_position() -> None:
     model, _ = make(mask_padding=True)
     items, valid, positions = batch([1], width=1)
     model.states(items, valid, positions).sum().backward()
-    touched = model.get_parameter("position_table").grad.abs().sum(1).nonzero().flatten()  # type: ignore[union-attr]
+    touched = model.get_parameter("position_table").grad.abs().sum(1).nonzero().flatten()
     assert touched.tolist() == [L - 1]
 
 

@@ -1,0 +1,59 @@
+"""Time and peak device memory of a stated piece of work: measured is the work handed to `measure`, nothing else.
+
+Memory exists as a measurement on CUDA only; elsewhere it is None, never 0. A peak counts everything alive on the device
+in that time: weights, gradients, optimiser state, the data kept there, activations.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one piece of work took."""
+
+    seconds: float
+    """Wall time, until the device had finished."""
+    peak_bytes: int | None = None
+    """Most bytes allocated at a time."""
+    reserved_bytes: int | None = None
+    """Most bytes held by the allocator at a time: what other processes on the device could not use."""
+
+
+def measure(work: Callable[[], Result], device: torch.device) -> tuple[Result, Reading]:
+    """Runs `work` and reads its time and its own peaks; the device is waited for once, at the end."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        result = work()
+        return result, Reading(time.perf_counter() - start)
+    torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    result = work()
+    torch.cuda.synchronize(device)
+    return result, Reading(
+        time.perf_counter() - start, torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    )
+
+
+def release(device: torch.device) -> None:
+    """Frees what an earlier run in this process left behind, so that it does not count for the next one."""
+    gc.collect()
+    return_cache(device)
+
+
+def return_cache(device: torch.device) -> None:
+    """Hands the allocator's unused memory back, so that one scope's reserve is not read as another's."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
