@@ -5,5 +5,5 @@ set -eu
 : "${RAY_HEAD:?expected the address of the Ray head, host:port}"
 : "${TRACKING_URI:?expected the address of the MLflow server}"
 
-ray start --address "$RAY_HEAD" --num-cpus 0 --num-gpus 0 --log-color false >&2
+ray start --address "$RAY_HEAD" --num-cpus 0 --num-gpus 0 --object-store-memory 1000000000 --log-color false >&2
 exec python -m sweeps.run "$@" --address "$RAY_HEAD" --storage /runs --tracking-uri "$TRACKING_URI"
