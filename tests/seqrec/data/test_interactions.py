@@ -24,10 +24,10 @@ def write(path: Path, **columns: Any) -> str:
 
 
 def test_rows_are_sorted_by_user_then_time_then_place_in_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path / "x.parquet", item_id=[1, 2, 3, 4, 5], user_id=[9, 2, 9, 9, 2], timestamp=[5, 8, 1, 5, -3])
+    file = write(tmp_path / "x.parquet", item_id=[4, 2, 3, 1, 5], user_id=[9, 2, 9, 9, 2], timestamp=[5, 8, 1, 5, -3])
     table = interactions.read(file)
     assert table.user_id.tolist() == [2, 2, 9, 9, 9]
-    assert table.item_id.tolist() == [5, 2, 3, 1, 4]
+    assert table.item_id.tolist() == [5, 2, 3, 4, 1]
     assert table.time.tolist() == [-3, 8, 1, 5, 5]
     assert (table.name, table.has_timestamps) == ("x", True)
 
