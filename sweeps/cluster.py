@@ -35,6 +35,8 @@ WORKER_SWITCHES = {
     # this is over, so it must outlast any epoch.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
 }
+CHATTER = ("ray._private.authentication.authentication_token_setup", "ray.tune.analysis.experiment_analysis")
+"""Loggers that warn of what is meant: that Ray uses its token, that Tune's result files are missing."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Beside the data, which is in there once a node."""
 
@@ -55,14 +57,14 @@ def session(address: str | None, *, num_cpus: int | None, data_bytes: int, log_f
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("ray")
     before = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.WARNING)
+    _log_to(handler)
     try:
         own_folder = None
         if address:
             _join(address)
         else:
             own_folder = _start(num_cpus, data_bytes)
+        _log_to(handler)  # again: Ray resets its logger when it starts
         try:
             yield
         finally:
@@ -73,6 +75,14 @@ def session(address: str | None, *, num_cpus: int | None, data_bytes: int, log_f
         handler.close()
         logger.handlers, logger.propagate = before[0], before[2]
         logger.setLevel(before[1])
+
+
+def _log_to(handler: logging.Handler) -> None:
+    logger = logging.getLogger("ray")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _start(num_cpus: int | None, data_bytes: int) -> Path:

@@ -66,7 +66,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
                 _work(launch, todo, spec, plan, options, tracker, trainer)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
-        _finish_tracking(tracker)
+        _finish_tracking(tracker, directory)
         return EXIT_FAILED
     if todo:
         _report(directory, tracker)
@@ -247,7 +247,7 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     page = directory / "report" / "pareto.html"
     if page.exists():
         print(f"report: {page}")
-    _finish_tracking(tracker)
+    _finish_tracking(tracker, directory)
     counts = launch.snapshot().counts
     failed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome.is_failure)
     if failed:
@@ -257,7 +257,7 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     return EXIT_FAILED if counts.get(Outcome.ERROR) else EXIT_DONE
 
 
-def _finish_tracking(tracker: Tracker | None) -> None:
+def _finish_tracking(tracker: Tracker | None, directory: Path) -> None:
     """Wait for MLflow to have every event, and say where it is to be seen."""
     if tracker is None:
         return
@@ -265,4 +265,4 @@ def _finish_tracking(tracker: Tracker | None) -> None:
     for name, address in tracker.links():
         print(f"{name}: {address}")
     if pending:
-        print(f"MLflow lacks {pending} events; `python -m sweeps.sync {tracker.ledger_path.parent}` tells it later.")
+        print(f"MLflow lacks {pending} events; `python -m sweeps.sync {directory}` tells it later.")
