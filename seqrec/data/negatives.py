@@ -19,11 +19,9 @@ from torch import Tensor
 
 from seqrec.data.tables import IntArray, Sequences
 from seqrec.errors import ConfigError, InfeasibleError, message
+from seqrec.memory import DRAW_ELEMENTS
 
 Scope = Literal["position", "user", "group", "batch"]
-
-_TILE_ELEMENTS = 2**22
-"""Most numbers of 8 bytes that a step of a draw holds beside its result."""
 
 _DENSE_SHARE = 0.25
 """Of the eligible items: where drawing without replacement turns from redrawing duplicates to sorting random keys."""
@@ -143,7 +141,7 @@ class NegativeSampler:
             assert users_G is not None
             eligible = history.n_eligible(users_G)
         ids = torch.empty((n_rows, n), dtype=torch.int64, device=self.device)
-        step = max(1, _TILE_ELEMENTS // n)
+        step = max(1, DRAW_ELEMENTS // n)
         for start in range(0, n_rows, step):
             part = slice(start, start + step)
             if self._cumulative is not None:
@@ -191,7 +189,7 @@ class NegativeSampler:
         n, n_rows, widest = self.request.n, len(eligible_G), int(eligible_G.max())
         ranks = torch.empty((n_rows, n), dtype=torch.int64, device=self.device)
         column = torch.arange(widest, device=self.device)
-        step = max(1, _TILE_ELEMENTS // widest)
+        step = max(1, DRAW_ELEMENTS // widest)
         for start in range(0, n_rows, step):
             part = slice(start, start + step)
             shape = (len(eligible_G[part]), widest)

@@ -66,9 +66,8 @@ class Loss(nn.Module, ABC):
 
 
 def differentiable(compute: Pass, hidden_ND: Tensor, item_embeddings_VD: Tensor) -> Tensor:
-    """The value of `compute`, a node of the graph of both arguments. Half precision is raised to float32 first."""
-    hidden = hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32))
-    items = item_embeddings_VD.to(hidden.dtype)
+    """The value of `compute`, a node of the graph of both arguments."""
+    hidden, items = raised(hidden_ND, item_embeddings_VD)
     if not len(hidden):
         return hidden.sum() + items[:0].sum()
     value: Tensor = _Tiled.apply(hidden, items, compute)  # type: ignore[no-untyped-call]
@@ -96,6 +95,12 @@ class _Tiled(torch.autograd.Function):
         to_hidden, to_items = ctx.gradients
         ctx.gradients = None
         return to_hidden.mul_(upstream), to_items.mul_(upstream), None
+
+
+def raised(hidden_ND: Tensor, item_embeddings_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 if they are in less."""
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    return hidden_ND.to(dtype), item_embeddings_VD.to(dtype)
 
 
 def row_tiles(n_rows: int, bytes_per_row: int, tile_bytes: int) -> list[slice]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives
-from seqrec.losses.base import Loss, differentiable, row_tiles
+from seqrec.losses.base import Loss, differentiable, raised, row_tiles
 from seqrec.memory import TILE_BYTES
 
 
@@ -57,18 +57,18 @@ class Rece(Loss):
     ) -> Tensor:
         """projections: (rounds, n_buckets, D) fixed ones, instead of those drawn from `generator`."""
         self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
+        hidden, catalog = raised(hidden_ND, item_embeddings_VD)
         tables = []
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for number in range(self.rounds):
                 if projections is None:
-                    shape = (self.n_buckets, hidden_ND.shape[1])
-                    normals = torch.randn(shape, generator=generator, device=hidden_ND.device, dtype=hidden_ND.dtype)
+                    normals = hidden.new_empty(self.n_buckets, hidden.shape[1]).normal_(generator=generator)
                 else:
                     normals = projections[number]
-                of_states = _hash(hidden_ND, normals, self.n_chunks)
-                tables.append((of_states, _hash(item_embeddings_VD, normals, self.n_chunks)))
+                of_states = _hash(hidden, normals, self.n_chunks)
+                tables.append((of_states, _hash(catalog, normals, self.n_chunks)))
         compute = partial(_by_chunks, targets=targets_N, tables=tables, reach=self.n_extra_chunks)
-        return differentiable(compute, hidden_ND, item_embeddings_VD)
+        return differentiable(compute, hidden, catalog)
 
 
 @dataclass(frozen=True, eq=False)

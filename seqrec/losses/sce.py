@@ -18,9 +18,12 @@ from torch import Tensor
 
 from seqrec.data.negatives import Negatives
 from seqrec.errors import InfeasibleError, message
-from seqrec.losses.base import Loss, row_tiles
+from seqrec.losses.base import Loss, raised, row_tiles
 from seqrec.losses.candidates import hits, mean_loss, softmax_loss
 from seqrec.memory import TILE_BYTES
+
+_MIXED_AT_A_TIME = 4096
+"""Positions whose mixing coefficients are alive together; decides, with the seed, which numbers are drawn."""
 
 
 class Sce(Loss):
@@ -61,29 +64,30 @@ class Sce(Loss):
     ) -> Tensor:
         """centres: (n_buckets, D) fixed ones, instead of those drawn from `generator`."""
         self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
-        N = len(hidden_ND)
-        with torch.no_grad():
+        hidden, catalog = raised(hidden_ND, item_embeddings_VD)
+        N = len(hidden)
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             if centres is None:
-                centres = self._centres(hidden_ND, generator)
+                centres = self._centres(hidden, generator)
             # A bucket's score is only ever compared with scores of the same bucket: the centres' scale is of no
             # consequence.
-            positions = _top(centres, hidden_ND, min(self.bucket_size_x, N))
-            items = _top(centres, item_embeddings_VD, self.bucket_size_y)
-            winner = _hardest_bucket(hidden_ND, item_embeddings_VD, targets_N, positions, items)
+            positions = _top(centres, hidden, min(self.bucket_size_x, N))
+            items = _top(centres, catalog, self.bucket_size_y)
+            winner = _hardest_bucket(hidden, catalog, targets_N, positions, items)
             covered = (winner < len(centres)).nonzero().squeeze(1)
-        self.covered_share = hidden_ND.new_tensor(len(covered) / max(1, N))
+        self.covered_share = hidden.new_tensor(len(covered) / max(1, N))
         bucket = Negatives(items, winner[covered])
-        return mean_loss(_row_loss, hidden_ND[covered], item_embeddings_VD, targets_N[covered], bucket)
+        return mean_loss(_row_loss, hidden[covered], catalog, targets_N[covered], bucket)
 
     def _centres(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
-        N, D = hidden.shape
+        D = hidden.shape[1]
         if not self.mix_x:
             centres = hidden.new_empty(self.n_buckets, D)
             return centres.normal_(std=D**-0.25, generator=generator)
         centres = hidden.new_zeros(self.n_buckets, D)
-        for tile in row_tiles(N, self.n_buckets * hidden.element_size(), TILE_BYTES):
-            mixture = hidden.new_empty(tile.stop - tile.start, self.n_buckets)
-            centres.addmm_(mixture.normal_(std=D**-0.25, generator=generator).T, hidden[tile])
+        for part in torch.split(hidden, _MIXED_AT_A_TIME):
+            mixture = hidden.new_empty(len(part), self.n_buckets).normal_(std=D**-0.25, generator=generator)
+            centres.addmm_(mixture.T, part)
         return centres
 
 
