@@ -61,7 +61,8 @@ def prepare(
     for key, least in (("--min-item-users", min_item_users), ("--min-user-items", min_user_items)):
         if least < 1:
             raise DataError(message(key, least, "an integer >= 1"))
-    if out.suffix != ".parquet" or (out.exists() and out.samefile(source)):
+    files = [out, out.with_suffix(".users.parquet"), out.with_suffix(".items.parquet")]
+    if out.suffix != ".parquet" or source.resolve() in [file.resolve() for file in files]:
         raise DataError(message("--out", str(out), "a file of its own that ends in .parquet"))
     columns = {"user": user_column, "item": item_column, "time": time_column, "order": order_column}
     table = raw.read(source, columns)
@@ -86,7 +87,6 @@ def prepare(
         "item_id": item.astype(np.int32),
         "timestamp" if table.has_timestamps else "order": time,
     }
-    files = [out, out.with_suffix(".users.parquet"), out.with_suffix(".items.parquet")]
     originals = [(users, "user_id", table.user_ids), (items, "item_id", table.item_ids)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -182,3 +182,12 @@ def test_trim_shortens_batches_and_changes_nothing() -> None:
 def test_lists_need_popularity() -> None:
     with pytest.raises(ValueError, match="item_counts, n_train_users: got None; expected both with lists"):
         ranked(Toy(0), holdout(0), lists=True)
+
+
+@pytest.mark.gpu
+def test_a_device_ranks_as_the_cpu_does() -> None:
+    # Whole numbers: equal scores are equal on both.
+    held, model = holdout(2), Toy(2, coarse=True)
+    popularity = {"lists": True, "item_counts": np.arange(V), "n_train_users": V}
+    expected = ranked(model, held, **popularity)
+    assert ranked(model.to("cuda"), held, device="cuda", trim=True, **popularity) == pytest.approx(expected, abs=1e-12)

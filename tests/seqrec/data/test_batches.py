@@ -115,3 +115,17 @@ def test_history_batch_is_the_last_items_left_padded(length: int) -> None:
         tail = HISTORIES[user][-length:]
         assert items[row].tolist() == [0] * (length - len(tail)) + tail
         assert valid[row].tolist() == [False] * (length - len(tail)) + [True] * len(tail)
+
+
+@pytest.mark.gpu
+def test_making_a_batch_never_waits_for_the_device() -> None:
+    epoch = batches(device="cuda", trim=True).epoch(0)
+    made = [next(epoch)]
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made += list(epoch)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    for batch in made:
+        check(batch, 4, True)

@@ -161,12 +161,13 @@ def test_a_column_that_is_not_there_is_told_apart_from_the_file(tmp_path: Path) 
         prepare(raw, tmp_path / OUT, item_column="thing")
 
 
-def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
-    raw = tmp_path / "raw.parquet"
+@pytest.mark.parametrize("name", ["raw.parquet", "raw.items.parquet"])
+def test_the_source_is_never_overwritten(tmp_path: Path, name: str) -> None:
+    raw = tmp_path / name
     pq.write_table(pa.table({"user": [1], "item": [1], "time": [1]}), raw)
     before = raw.read_bytes()
     with pytest.raises(DataError, match="--out"):
-        prepare(raw, raw)
+        prepare(raw, tmp_path / "raw.parquet")
     assert raw.read_bytes() == before
 
 
@@ -228,6 +229,7 @@ def test_the_commands_speak_on_the_right_stream(tmp_path: Path, capsys: pytest.C
         ["show", "amazon_beauty_5core", "--split", "temporal"],
         ["show", "amazon_beauty_5core", "--quantile", "1.5"],
         ["prepare", "nothing.csv", "--out", "x.parquet"],
+        ["prepare", "nothing.csv", "--out", "pyproject.toml"],
         ["prepare", "nothing.csv", "--out", "x.parquet", "--min-user-items", "0"],
     ],
 )
