@@ -204,7 +204,6 @@ class Ledger:
     """
 
     def __init__(self, directory: Path, on_event: Callable[[Event], None] | None = None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILE_NAME
         self.state = State()
         self._lock = _take_lock(directory / LOCK_NAME)
@@ -282,7 +281,9 @@ class Ledger:
         """Flush, close, give the lock back."""
         try:
             if self._dirty and not self._failure:
-                os.fsync(self._file)
+                self._sync(force=True)
+        except OSError as error:
+            raise self._fail(error) from error
         finally:
             os.close(self._file)
             os.close(self._lock)
@@ -298,9 +299,13 @@ class Ledger:
 
 def _take_lock(path: Path) -> int:
     """An open, locked file descriptor; the lock goes with the process, however it ends."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = -1
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except BlockingIOError:
         holder = os.pread(lock, 4096, 0).decode(errors="replace").strip() or "an unknown process"
         os.close(lock)
@@ -308,8 +313,7 @@ def _take_lock(path: Path) -> int:
             f"{path.parent}: is in use by another driver ({holder}). hint: wait for it, or choose another storage."
         ) from None
     except OSError as error:
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)
         raise LedgerError(f"{path}: cannot be locked ({error.strerror}).") from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return lock
