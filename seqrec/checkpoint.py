@@ -1,4 +1,4 @@
-"""A run's state in one file: written whole or not at all, read without executing anything, for the run that wrote it."""
+"""A run's state in one file: written whole or not at all, read without executing anything, by the run that wrote it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def train(
 
     split: the data set, if the caller holds it already (several runs of one process). on_epoch, workdir: as in
     `trainer.fit`; with a workdir, an interrupted run goes on where it stopped. device: torch's name for it; None: CUDA
-    if there is one. Raises UserError before anything is trained; DivergedError; CheckpointError; torch.OutOfMemoryError.
+    if there is one. Raises UserError before anything is trained, DivergedError, CheckpointError, and torch's
+    OutOfMemoryError.
     """
     place = _device(device)
     if split is None:
