@@ -50,12 +50,13 @@ class Expression:
         try:
             result = _EVALUATOR.eval(self.text, previously_parsed=self.tree)
         except (ArithmeticError, ValueError, TypeError, InvalidExpression) as error:
-            raise SpecError(f"{self._failed(values)}; {_plain(error)}.") from None
+            raise SpecError(f"{self.told(values)}; {_plain(error)}.") from None
         if not isinstance(result, int | float) or not _is_finite(result):
-            raise SpecError(f"{self._failed(values)}, which is {_shown(result)}; expected a finite number.")
+            raise SpecError(f"{self.told(values)}, which is {_shown(result)}; expected a finite number.")
         return result
 
-    def _failed(self, values: Mapping[str, Number | None]) -> str:
+    def told(self, values: Mapping[str, Number | None]) -> str:
+        """The beginning of a message: place, expression, and what it read."""
         read = ", ".join(f"{name} = {values[name]}" for name in sorted(self.names))
         return f"{self.place}: got {_cut(self.text)!r}" + (f" with {read}" if read else "")
 

@@ -1,4 +1,4 @@
-"""A plan for people (`text`) and for machines (`to_json`): what would run, what would not, and why. No torch, no ray."""
+"""A plan for people (`text`) and for machines (`to_json`): what would run, what not, and why. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def refusal(spec: SweepSpec, plan: Plan) -> str | None:
     if not plan.infeasible:
         return None
     count, (_, law) = len(plan.infeasible), plan.infeasible[0]
-    points = "1 point" if count == 1 else f"{count:,} points"
     constraints = ", ".join(f'"{check}"' for check in _missing_constraints(plan))
     hint = f" hint: to run the rest, constraints: [{constraints}]" if constraints else ""
-    return f"{spec.source}: {points} of {plan.points:,} cannot exist on {plan.statistics.name}; first: {law}{hint}"
+    what = f"{_many(count, 'point')} of {plan.points:,} cannot exist on {plan.statistics.name}"
+    return f"{spec.source}: {what}; first: {law}{hint}"
 
 
 LAW = re.compile(r"\S*?(\w+): got \S+; expected <= (\d+), (.*?)\.(?= \S+: got|$)")
@@ -177,9 +177,9 @@ def _totals(plan: Plan, ended: Mapping[str, str], limit: int | None) -> str:
     left = len(remaining(plan, ended, limit))
     configurations = len({cell.configuration_key for cell in plan.cells})
     total = (
-        f"{len(plan.cells):,} cells ({configurations:,} configurations) of {plan.points:,} points: "
-        f"{plan.duplicates:,} duplicates, {len(plan.dropped):,} dropped by constraints, "
-        f"{len(plan.infeasible):,} cannot exist on {plan.statistics.name}"
+        f"{_many(len(plan.cells), 'cell')} ({_many(configurations, 'configuration')}) of "
+        f"{_many(plan.points, 'point')}: {_many(plan.duplicates, 'duplicate')}, "
+        f"{len(plan.dropped):,} dropped by constraints, {len(plan.infeasible):,} cannot exist on {plan.statistics.name}"
     )
     if plan.infeasible:
         return f"{total}\nwould run: nothing, until constraints drop what cannot exist"
@@ -191,6 +191,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         yield "  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqrec import data
+from seqrec.data.tables import Statistics
 from seqrec.errors import SeqrecError, UserError, message
 from sweeps import plan as plans
 from sweeps import space, spec
 from sweeps.ledger import fold, read
 from sweeps.options import Options
+from sweeps.spec import SweepSpec
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 LEDGER = "ledger.jsonl"
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     sweep = spec.load(arguments.space, arguments.set, arguments.data)
-    plan = space.plan(sweep, data.statistics(sweep.data))
+    plan = space.plan(sweep, _statistics(sweep))
     refusal = plans.refusal(sweep, plan)
     if arguments.plan:
         ended = _ended(options.storage / sweep.name)
@@ -65,6 +67,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from sweeps import execute  # Ray and torch load here and not before
 
     return execute.run(sweep, plan, options)
+
+
+def _statistics(sweep: SweepSpec) -> Statistics:
+    try:
+        return data.statistics(sweep.data)
+    except UserError as error:
+        # A law that a key of the search space breaks names its file; one about the data's file names that.
+        raise UserError(f"{sweep.source}: {error}" if str(error).startswith("data.") else str(error)) from None
 
 
 def _ended(directory: Path) -> dict[str, str]:

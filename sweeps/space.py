@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from seqrec import config, feasibility, memory
 from seqrec.config import Run
 from seqrec.data.tables import Statistics
-from seqrec.errors import ConfigError, message
+from seqrec.errors import ConfigError
 from sweeps import cells
 from sweeps.blocks import Block, Value
 from sweeps.cells import Cell, Scalar
@@ -116,9 +116,8 @@ def _derive(block: Block, scope: dict[str, Number | None]) -> dict[str, Scalar]:
         result = expression.evaluate(scope)
         if isinstance(result, float) and takes(block.kinds[section].model_fields[name].annotation, int):
             if not result.is_integer():
-                raise SpecError(
-                    message(expression.place, result, "a whole number", "int(...), floor(...) or ceil(...)")
-                )
+                hint = "hint: int(...), floor(...) or ceil(...)"
+                raise SpecError(f"{expression.told(scope)}, which is {result}; expected a whole number. {hint}")
             result = int(result)
         derived[key] = scope[key] = result
     return derived
@@ -143,12 +142,13 @@ def _run(spec: SweepSpec, block: Block, values: dict[str, Value]) -> Run:
     try:
         return config.parse(tree)
     except ConfigError as error:
-        key, _, law = str(error).partition(": ")
+        key, _, rest = str(error).partition(": ")
+        law, _, hint = rest.partition(" hint: ")
         place = block.places.get(key, f"{spec.source}: {key}")
-        varied = ", ".join(f"{axis} = {values[axis]}" for axis in block.grid)
-        where = f" (in the cell {varied})" if varied else ""
-        hint = "; a constraint can drop such cells" if key in block.derived and "hint:" not in law else ""
-        raise SpecError(f"{place}: {law}{where}{hint}") from None
+        cell = ", ".join(f"{axis} = {values[axis]}" for axis in block.grid)
+        where = f", in the cell {cell}" if cell else ""
+        hint = hint or ("a constraint can drop such cells" if block.grid else "")
+        raise SpecError(f"{place}: {law.rstrip('.')}{where}." + (f" hint: {hint}" if hint else "")) from None
 
 
 def _reseeded(run: Run, seed: int) -> Run:

@@ -87,7 +87,7 @@ class SweepSpec:
     seeds: tuple[int, ...]
     """The base's."""
     aliases: dict[str, str]
-    """Name in expressions -> dotted key."""
+    """Name in expressions -> dotted key, or a name of the data set's."""
     objectives: tuple[tuple[str, Literal["max", "min"]], ...]
     scheduler: SchedulerSpec
     resources: Resources
@@ -197,14 +197,16 @@ def _aliases(value: object, source: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise SpecError(message(place, value, "a mapping of a name to a key"))
     keys = known_keys()
-    taken = {*keys, *STATISTICS, *FUNCTIONS, *(key.rpartition(".")[2] for key in keys)}
+    targets = {*keys, *STATISTICS}
+    taken = {*targets, *FUNCTIONS, *(key.rpartition(".")[2] for key in keys)}
     for alias, key in value.items():
         if not ALIAS.fullmatch(alias):
             raise SpecError(message(place, alias, "names joined by dots"))
         if alias in taken:
             raise SpecError(message(f"{place}.{alias}", key, "a name that is not taken"))
-        if not isinstance(key, str) or key not in keys:
-            raise SpecError(message(f"{place}.{alias}", key, "a key of a run", suggest(str(key), keys)))
+        if not isinstance(key, str) or key not in targets:
+            law = "a key of a run or a number of the data set"
+            raise SpecError(message(f"{place}.{alias}", key, law, suggest(str(key), targets)))
     return dict(value)
 
 
