@@ -17,44 +17,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from seqrec.errors import ConfigError, message
 from seqrec.loss_config import (
     LOSSES as LOSSES,
-)
-from seqrec.loss_config import (
     Bce as Bce,
-)
-from seqrec.loss_config import (
     BcePlus as BcePlus,
-)
-from seqrec.loss_config import (
     Cce as Cce,
-)
-from seqrec.loss_config import (
     CceMinus as CceMinus,
-)
-from seqrec.loss_config import (
     Ce as Ce,
-)
-from seqrec.loss_config import (
     CeMinus as CeMinus,
-)
-from seqrec.loss_config import (
     Count as Count,
-)
-from seqrec.loss_config import (
     Frozen as Frozen,
-)
-from seqrec.loss_config import (
     Gbce as Gbce,
-)
-from seqrec.loss_config import (
     Loss as Loss,
-)
-from seqrec.loss_config import (
     Probability as Probability,
-)
-from seqrec.loss_config import (
     Rece as Rece,
-)
-from seqrec.loss_config import (
     Sce as Sce,
 )
 
