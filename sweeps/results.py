@@ -96,6 +96,8 @@ class Sweep:
     """Every launch's `plan` event, oldest first."""
     closed: str | None
     """Reason of the `close` event of the latest launch; None while it runs, or if it was killed."""
+    span_ms: tuple[int, int]
+    """Times of the first and the last event, Unix."""
     cells: pd.DataFrame
 
     @property
@@ -172,8 +174,10 @@ def load(sweep_dir: Path) -> Sweep:
     plans: list[dict[str, Any]] = []
     closed: str | None = None
     records: dict[str, _Record] = {}
+    times: list[int] = []
     for event, _ in ledger.read(path):
         kind = event["type"]
+        times = [times[0] if times else event["time_ms"], event["time_ms"]]
         if kind == "sweep":
             header = event
         elif kind == "plan":
@@ -187,7 +191,15 @@ def load(sweep_dir: Path) -> Sweep:
             records.setdefault(event["cell_key"], _Record()).add(event)
     wanted = plans[-1]["cell_keys"] if plans else []
     cells = _frame((key, records.get(key, _Record())) for key in wanted)
-    return Sweep(sweep_dir, header.get("name", sweep_dir.name), header.get("sweep_id", ""), tuple(plans), closed, cells)
+    return Sweep(
+        directory=sweep_dir,
+        name=header.get("name", sweep_dir.name),
+        sweep_id=header.get("sweep_id", ""),
+        plans=tuple(plans),
+        closed=closed,
+        span_ms=(times[0], times[-1]) if times else (0, 0),
+        cells=cells,
+    )
 
 
 def table(sweep_dir: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ their tags before any is created, and every value keeps the time of its event.
     links       addresses of stores, ready-made views, links for people
 """
 
+from sweeps.tracking.session import DEAD_LETTERS
 from sweeps.tracking.tracker import Tracker, is_tracked
 
-__all__ = ["Tracker", "is_tracked"]
+__all__ = ["DEAD_LETTERS", "Tracker", "is_tracked"]

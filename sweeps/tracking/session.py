@@ -18,7 +18,7 @@ from sweeps.tracking.cursor import Cursor
 from sweeps.tracking.links import artifact_root, safe_uri, shared_view, view_key
 from sweeps.tracking.records import PARENT, RUNNING, Batch, Records
 
-DEAD_LETTER_NAME = "tracking.dead.jsonl"
+DEAD_LETTERS = "tracking.dead.jsonl"
 CHUNK_EVENTS = 4000
 """Events between two advances of the cursor: what a crash makes MLflow hear twice."""
 PAGE_RUNS = 200
@@ -264,10 +264,8 @@ class Session:
 
     def _bury(self, part: str, payload: Any, refusal: RefusedError) -> None:
         if not self._cursor.dead_letters:
-            _log.warning(
-                "MLflow refused %s (%s); such go to %s.", part, refusal, self._target.directory / DEAD_LETTER_NAME
-            )
+            _log.warning("MLflow refused %s (%s); such go to %s.", part, refusal, self._target.directory / DEAD_LETTERS)
         line = {"uri": safe_uri(self._target.uri), "part": part, "error": str(refusal), "payload": payload}
-        with (self._target.directory / DEAD_LETTER_NAME).open("a", encoding="utf-8") as file:
+        with (self._target.directory / DEAD_LETTERS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
         self._cursor.dead_letters += 1
