@@ -40,6 +40,8 @@ ROUNDS = 3
 """Experiments a launch starts, at most, for cells that Tune gave up without a word."""
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
+HURRY_S = 10.0
+"""The same, for somebody who pressed Ctrl-C."""
 
 
 def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | None = None) -> int:
@@ -72,7 +74,10 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
         _report(directory, tracker)
         _print_front(directory, launch)
     else:
-        print(f"{spec.name}: all {len(plan.cells)} cells have ended; nothing is left to run.")
+        print(f"{spec.name}: all {len(plan.cells)} cells are done; nothing is left to run.")
+        if tracker and tracker.close(0.0):
+            tracker = _tracker(launch, options)  # of an earlier launch that could not tell MLflow everything
+            _start(tracker)
     return _sum_up(launch, tracker)
 
 
@@ -89,7 +94,7 @@ def _closed(launch: Launch) -> Iterator[None]:
 
 
 def _tracker(launch: Launch, options: Options) -> Tracker | None:
-    """Not started. Imports mlflow only when started."""
+    """Not started; mlflow is imported only then."""
     if options.no_tracking:
         return None
     from sweeps.tracking import Tracker
@@ -124,8 +129,7 @@ def _work(
             if shares[cell.cell_key] is None:
                 launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
         launch.allowed = len(todo)
-        if tracker:
-            tracker.start()
+        _start(tracker)
         with View(launch.snapshot, quiet=options.quiet):
             _rounds(launch, todo, splits, spec, shares, trainer, directory / "checkpoints")
 
@@ -185,7 +189,7 @@ def _plan_event(spec: SweepSpec, plan: Plan) -> dict[str, Any]:
         "duplicates": plan.duplicates,
         "dropped": len(plan.dropped),
         "scheduler": spec.scheduler.model_dump(mode="json"),
-        "objectives": [list(objective) for objective in spec.objectives],
+        "objectives": dict(spec.objectives),
         "data": {
             "path": plan.data_path,
             "name": statistics.name,
@@ -247,7 +251,7 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     page = directory / "report" / "pareto.html"
     if page.exists():
         print(f"report: {page}")
-    _finish_tracking(tracker, directory)
+    _finish_tracking(tracker, directory, wait_s=HURRY_S if launch.stopping == "interrupted" else TRACKING_WAIT_S)
     counts = launch.snapshot().counts
     failed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome.is_failure)
     if failed:
@@ -257,11 +261,18 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     return EXIT_FAILED if counts.get(Outcome.ERROR) else EXIT_DONE
 
 
-def _finish_tracking(tracker: Tracker | None, directory: Path) -> None:
+def _start(tracker: Tracker | None) -> None:
+    if tracker:
+        tracker.start()
+
+
+def _finish_tracking(tracker: Tracker | None, directory: Path, wait_s: float = TRACKING_WAIT_S) -> None:
     """Wait for MLflow to have every event, and say where it is to be seen."""
     if tracker is None:
         return
-    pending = tracker.close(TRACKING_WAIT_S)
+    pending = tracker.close(wait_s)
+    if tracker.dead_letters:
+        print(f"MLflow refused {tracker.dead_letters} batches; they lie in {directory / 'tracking.dead.jsonl'}.")
     for name, address in tracker.links():
         print(f"{name}: {address}")
     if pending:
