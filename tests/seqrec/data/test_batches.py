@@ -118,6 +118,7 @@ def test_history_batch_is_the_last_items_left_padded(length: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_making_a_batch_never_waits_for_the_device() -> None:
     epoch = batches(device="cuda", trim=True).epoch(0)
     made = [next(epoch)]
