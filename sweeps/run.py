@@ -16,8 +16,7 @@ from pathlib import Path
 from seqrec import data
 from seqrec.data.tables import Statistics
 from seqrec.errors import SeqrecError, UserError, message
-from sweeps import plan as plans
-from sweeps import space, spec
+from sweeps import plan as plans, space, spec
 from sweeps.ledger import fold, read
 from sweeps.options import Options
 from sweeps.spec import SweepSpec
