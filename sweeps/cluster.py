@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ WORKER_SWITCHES = {
     # this is over, so it must outlast any epoch.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
 }
+LOOPBACK = "127.0.0.2"
+"""Ray replaces 127.0.0.1 by the machine's address in its network, which the embedded Ray has no business with."""
 CHATTER = ("ray._private.authentication.authentication_token_setup", "ray.tune.analysis.experiment_analysis")
 """Loggers that warn of what is meant: that Ray uses its token, that Tune's result files are missing."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -83,6 +86,8 @@ def _log_to(handler: logging.Handler) -> None:
     logger.setLevel(logging.WARNING)
     for name in CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Messages of Ray's own processes (a worker died) are printed to stdout, past log_to_driver and every logger.
+    ray._private.worker.print_to_stdstream = lambda data, **_: logger.warning("%s", " ".join(data["lines"]))
 
 
 def _start(num_cpus: int | None, data_bytes: int) -> Path:
@@ -94,7 +99,7 @@ def _start(num_cpus: int | None, data_bytes: int) -> Path:
         log_to_driver=False,
         configure_logging=False,
         object_store_memory=OBJECT_STORE_BYTES + 2 * data_bytes,
-        _node_ip_address="127.0.0.1",
+        **({"_node_ip_address": LOOPBACK} if sys.platform == "linux" else {}),
     )
     return Path(context.address_info["session_dir"])
 

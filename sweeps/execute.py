@@ -256,9 +256,11 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     failed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome.is_failure)
     if failed:
         print(f"failed: {failed}; reasons in {launch.ledger.path}")
+    if launch.trouble:
+        print(f"error: {launch.trouble}", file=sys.stderr)
     if launch.stopping == "interrupted":
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if counts.get(Outcome.ERROR) else EXIT_DONE
+    return EXIT_FAILED if launch.trouble or counts.get(Outcome.ERROR) else EXIT_DONE
 
 
 def _start(tracker: Tracker | None) -> None:

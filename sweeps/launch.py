@@ -69,7 +69,9 @@ class Launch:
         self._is_open = False
         self.allowed = 0
         """Cells that this launch may run."""
-        self.stopping: Literal["", "interrupted", "budget", "ledger"] = ""
+        self.stopping: Literal["", "interrupted", "budget", "halted"] = ""
+        self.trouble = ""
+        """Why the launch was halted."""
         self.failure: LedgerError | None = None
         self.ledger = Ledger(directory, on_event=self._relive)
 
@@ -133,7 +135,10 @@ class Launch:
                     self.end(key, Outcome.STOPPED, verdict.reason)
                 return self.outcome(key) is not None
             case "end":
-                self.end(key, Outcome(message["outcome"]), message["reason"], message["epochs"], message["metrics"])
+                outcome = Outcome(message["outcome"])
+                self.end(key, outcome, message["reason"], message["epochs"], message["metrics"])
+                if not outcome.is_terminal:
+                    self.halt(f"{cell.label}: {message['reason']}")
                 return True
         raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
 
@@ -192,6 +197,10 @@ class Launch:
         """Ask the launch to end; safe in a signal handler."""
         self.stopping = self.stopping or "interrupted"
 
+    def halt(self, reason: str) -> None:
+        """End the launch for a reason that would fail every other cell too."""
+        self.trouble, self.stopping = reason, "halted"
+
     def should_stop(self) -> bool:
         """Polled by execution several times a second; brings waiting events to the disk."""
         try:
@@ -203,7 +212,8 @@ class Launch:
         return bool(self.stopping)
 
     def _fail(self, error: LedgerError) -> None:
-        self.failure, self.stopping = error, "ledger"
+        self.failure = error
+        self.halt(str(error))
 
     def close(self) -> CloseReason:
         """Write the ends of attempts that are cut off and the launch's own (nothing, if it was never opened); give the
@@ -218,7 +228,7 @@ class Launch:
                     self.end(key, Outcome.INTERRUPTED, "the launch ended first")
             remaining = len(self.remaining())
             reason: CloseReason = "budget" if remaining else "finished"
-            if self.stopping == "interrupted":
+            if self.stopping in ("interrupted", "halted"):
                 reason = "interrupted"
             launch = self.ledger.state.launches
             self.ledger.append("close", sync=True, launch=launch, reason=reason, remaining=remaining)

@@ -4,6 +4,7 @@ by their names and messages, so that the driver can judge what a worker raised.
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Iterator
 from enum import StrEnum
@@ -57,6 +58,11 @@ def of(error: BaseException) -> Outcome:
     return Outcome.ERROR
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the error is the machine's and not the cell's: no room, or no more quota, to write."""
+    return any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error))
+
+
 def reason(error: BaseException) -> str:
     """The last lines of the error's traceback, the exception's own message last."""
     lines = "".join(traceback.format_exception(error)).strip().splitlines()
@@ -64,7 +70,7 @@ def reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes: `raise ... from`, and the `cause` that Ray's RayTaskError carries."""
+    """The error, its causes and what was being handled, and the `cause` that Ray's RayTaskError carries."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -73,4 +79,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(link))
         yield link
-        queue += [link.__cause__, getattr(link, "cause", None)]
+        queue += [link.__cause__, getattr(link, "cause", None), link.__context__]

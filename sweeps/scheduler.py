@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -18,6 +19,7 @@ from sweeps.launch import Launch
 from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
 
+MOST_CHARACTERS = 200
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ class LaunchScheduler(FIFOScheduler):
         error = _error_of(trial)
         retried = trial.should_recover() and not self._launch.stopping
         outcome = Outcome.INTERRUPTED if retried else outcomes.of(error)
-        self._launch.lost(trial.config["cell_key"], outcomes.reason(error), outcome=outcome)
+        self._launch.lost(trial.config["cell_key"], _reason(error), outcome=outcome)
 
 
 class LaunchStopper(Stopper):
@@ -64,6 +66,14 @@ class LaunchStopper(Stopper):
 
     def stop_all(self) -> bool:
         return self._launch.should_stop()
+
+
+def _reason(error: BaseException) -> str:
+    """Of a dead process only that it died: Ray's text goes on for a page."""
+    if isinstance(error, RayActorError):
+        said = next((line for line in str(error).splitlines() if line.startswith("The actor")), str(error))
+        return f"{type(error).__name__}: {said[:MOST_CHARACTERS]}"
+    return outcomes.reason(error)
 
 
 def _error_of(trial: Trial) -> BaseException:

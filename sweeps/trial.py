@@ -24,6 +24,7 @@ from seqrec.config import Run
 from seqrec.data.tables import Split
 from seqrec.reports import EpochReport, Metrics, RunReport
 from sweeps import outcomes
+from sweeps.outcomes import Outcome
 
 Trainer = Callable[..., RunReport]
 """`seqrec.train.train`, or what stands in for it: (run, *, split, on_epoch, workdir, device)."""
@@ -82,9 +83,10 @@ def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, tr
     except Exception as error:
         if device == "cuda" and _context_is_lost():
             raise
-        return {"outcome": outcomes.of(error), "reason": outcomes.reason(error), "epochs": epochs, "metrics": {}}
+        outcome = Outcome.INTERRUPTED if outcomes.is_full_disk(error) else outcomes.of(error)
+        return {"outcome": outcome, "reason": outcomes.reason(error), "epochs": epochs, "metrics": {}}
     metrics = _plain(report.metrics)
-    return {"outcome": outcomes.Outcome.DONE, "reason": "", "epochs": report.epochs, "metrics": metrics}
+    return {"outcome": Outcome.DONE, "reason": "", "epochs": report.epochs, "metrics": metrics}
 
 
 def _send(kind: str, **fields: Any) -> None:
