@@ -67,10 +67,13 @@ class Program:
 
     derived: tuple[tuple[str, Expression], ...]
     """(key, expression), each after those that it reads."""
-    constraints: tuple[Expression, ...]
+    early: tuple[Expression, ...]
+    """Constraints that read no derived value: they can drop a cell whose expressions would fail."""
+    late: tuple[Expression, ...]
+    """The other constraints."""
 
     def reads(self, key: str) -> bool:
-        return any(key in e.names for e in (*(e for _, e in self.derived), *self.constraints))
+        return any(key in e.names for e in (*(e for _, e in self.derived), *self.early, *self.late))
 
 
 def parse(text: object, names: Names, place: str) -> Expression:
@@ -120,7 +123,9 @@ def program(
         if not isinstance(check.tree, ast.Compare | ast.BoolOp) and not _is_negation(check.tree):
             raise SpecError(message(place, check.text, "a comparison, such as n_negatives < catalog_size"))
         checks.append(check)
-    return Program(tuple((key, expressions[key]) for key in order), tuple(checks))
+    late = tuple(check for check in checks if not check.names.isdisjoint(expressions))
+    early = tuple(check for check in checks if check.names.isdisjoint(expressions))
+    return Program(tuple((key, expressions[key]) for key in order), early, late)
 
 
 class _Reader:

@@ -7,7 +7,7 @@ out once a configuration: derived values, constraints, validation, feasibility, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from seqrec import config, feasibility, memory
@@ -17,6 +17,7 @@ from seqrec.errors import ConfigError
 from sweeps import cells
 from sweeps.blocks import Block, Value
 from sweeps.cells import Cell, Scalar
+from sweeps.derive import Expression
 from sweeps.errors import SpecError
 from sweeps.names import Number, takes
 from sweeps.spec import SweepSpec
@@ -59,10 +60,11 @@ def plan(spec: SweepSpec, statistics: Statistics) -> Plan:
         constants = {**_defaults(block), "data.quantile": spec.data.quantile, **statistics.scope()}
         for values, seeds in _configurations(block):
             scope = {**constants, **_numbers(values), "train.seed": seeds[0]}
-            derived = _derive(block, scope)
+            failed = _first_false(block.program.early, scope)
+            derived = {} if failed else _derive(block, scope)
+            failed = failed or _first_false(block.program.late, scope)
             parameters = _parameters(block, values, derived)
-            failed = next((check.text for check in block.program.constraints if not check.evaluate(scope)), None)
-            if failed is not None:
+            if failed:
                 dropped += [(_seeded(parameters, seed), failed) for seed in seeds]
                 continue
             run = _run(spec, block, {**values, **derived, "train.seed": seeds[0]})
@@ -106,6 +108,11 @@ def _defaults(block: Block) -> dict[str, Number | None]:
 
 def _numbers(values: dict[str, Value]) -> dict[str, Number | None]:
     return {key: value for key, value in values.items() if not isinstance(value, str)}
+
+
+def _first_false(constraints: Sequence[Expression], scope: Mapping[str, Number | None]) -> str | None:
+    """The text of the first constraint that does not hold."""
+    return next((check.text for check in constraints if not check.evaluate(scope)), None)
 
 
 def _derive(block: Block, scope: dict[str, Number | None]) -> dict[str, Scalar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -176,6 +177,21 @@ def test_presets_hold_the_published_buckets() -> None:
                 sce.add((constant, batch_size, loss.n_buckets))
     assert rece == set(RECE_BUCKETS)
     assert sce == set(SCE_BUCKETS)
+
+
+def test_the_documentations_examples_plan(tmp_path: Path) -> None:
+    text = (FOLDER.parent / "docs" / "search_spaces.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 3
+    for i, example in enumerate(examples):
+        path = tmp_path / f"example-{i}.yaml"
+        # The later ones are excerpts.
+        data_set = "" if "data:" in example else "data: {path: amazon_beauty_5core}\n"
+        loss = "" if "loss: {" in example else "loss: {name: rece}\n"
+        path.write_text(data_set + loss + example)
+        plan = space.plan(spec.load(path), beauty())
+        assert plan.cells
+        assert not plan.infeasible
 
 
 # ------------------------------------------------------------------------------------------------ the parameter arrives

@@ -125,6 +125,21 @@ def test_a_constraint_drops_what_cannot_exist(plan: Any) -> None:
     assert (len(made.cells), len(made.dropped), made.infeasible) == (1, 1, ())
 
 
+def test_a_constraint_drops_cells_whose_expressions_would_fail(plan: Any) -> None:
+    text = "loss: {name: rece}\nderived: {loss.n_buckets: int(64 / (8 - batch_size))}\nseeds: [1]\n"
+    text += "grid: {train.batch_size: [4, 8]}\n"
+    with pytest.raises(SpecError, match="divides by zero"):
+        plan(text)
+    made = plan(text + "constraints: [batch_size != 8]\n")
+    assert (len(made.cells), len(made.dropped)) == (1, 1)
+
+
+def test_a_constraint_drops_derived_values_out_of_range(plan: Any) -> None:
+    text = "loss: {name: rece}\nderived: {loss.n_buckets: batch_size - 8}\ngrid: {train.batch_size: [8, 9]}\n"
+    made = plan(text + "seeds: [1]\nconstraints: [n_buckets > 0]\n")
+    assert (len(made.cells), made.dropped[0][0]["loss.n_buckets"]) == (1, 0)
+
+
 def test_keys_do_not_depend_on_where_the_data_lies(plan: Any) -> None:
     text = "loss: {name: ce}\nseeds: [1]\n"
     here, there = plan(text), plan(text, "data.path=elsewhere.parquet")
