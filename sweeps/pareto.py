@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep = results.load(options.sweep_dir)
         configurations = select_losses(results.configurations(sweep.cells), options.loss)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if options.format == "json":
         print(json.dumps(summary(sweep, configurations), indent=2, allow_nan=False))

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = ", ".join(pareto.by_loss(configurations))
             raise UserError(message("--baseline", options.baseline, f"a loss with a complete cell ({known})"))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     _print_savings(configurations, options.baseline, options.tolerance)
     print(f"memory: {results.memory_axis(sweep.cells).label}")

@@ -40,7 +40,7 @@ def figure(facts: Facts) -> dict[str, Any]:
                     "x": [point.memory_gib for point in stopped],
                     "y": [point.quality for point in stopped],
                     "marker": {"color": style(loss).color, "symbol": f"{style(loss).symbol}-open", "size": 7},
-                    "opacity": 0.35,
+                    "opacity": 0.5,
                     "hovertext": [
                         f"<b>{escape(point.label)}</b><br>stopped after {point.epochs} epochs<br>best validation "
                         f"NDCG@10 so far {point.quality:.4f}<br>{point.memory_gib:.4g} GiB"
@@ -117,7 +117,6 @@ def _layout(facts: Facts, memory: list[float], low: float, high: float) -> dict[
         "paper_bgcolor": "#fff",
         "plot_bgcolor": "#fff",
         "margin": {"l": 76, "r": 16, "t": 12, "b": 56},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#bbb", "activecolor": "#222"},
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "bgcolor": "#fff", "bordercolor": "#888", "font": {"color": "#222"}},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},

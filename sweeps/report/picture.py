@@ -42,7 +42,9 @@ def draw(facts: Facts, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper left", ncols=10, frameon=False, handletextpad=0.2, columnspacing=1.2)
+        figure.legend(
+            loc="outside upper left", ncols=10, frameon=False, handlelength=1.2, handletextpad=0.5, columnspacing=1.4
+        )
     else:
         axes.text(0.5, 0.5, "no complete cell yet", transform=axes.transAxes, ha="center", color="#666666")
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -81,7 +83,7 @@ def _draw_loss(axes: Axes, facts: Facts, loss: str, right: float) -> None:
             markerfacecolor="none",
             markeredgecolor=look.color,
             markersize=4,
-            alpha=0.35,
+            alpha=0.5,
             linestyle="none",
             label=f"{loss} (stopped)" if not front else None,
         )

@@ -56,7 +56,7 @@ def loss_row(row: LossRow) -> list[str]:
         f"{saving.candidate.memory_gib:.3g}" if saving else NONE,
         times(saving.memory_ratio) if saving else NONE,
         str(row.on_front) if best else NONE,
-        f"{row.hypervolume:.4g}" if row.hypervolume is not None else NONE,
+        f"{row.hypervolume:.5f}" if row.hypervolume is not None else NONE,
     ]
 
 

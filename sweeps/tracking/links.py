@@ -123,7 +123,7 @@ def shared_view(parent_run_id: str, measured: bool, parameters: list[str]) -> st
     """
     memory = "memory/peak_gib" if measured else "memory/predicted_gib"
     quality = "best/ndcg_at_10"
-    metrics = [quality, "test/ndcg_at_10", memory, "best/epoch", "time/elapsed_s"]
+    metrics = [quality, "test/ndcg_at_10", memory, "time/elapsed_s"]
     columns = [f"metrics.`{name}`" for name in metrics]
     columns += [f"params.`{name}`" for name in ("loss.name", "train.seed")]
     columns += ["tags.`sweep.outcome`", "tags.`sweep.front`"]
@@ -142,7 +142,7 @@ def shared_view(parent_run_id: str, measured: bool, parameters: list[str]) -> st
             "selectedParams": parameters,
             "selectedMetrics": [memory, quality],
             "showAllRuns": False,
-            "displayName": "what the configurations have in common",
+            "displayName": "parameters of the best",
         },
         {
             "type": "LINE",
@@ -174,7 +174,15 @@ def shared_view(parent_run_id: str, measured: bool, parameters: list[str]) -> st
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [
-            {"uuid": section, "name": "memory and quality", "display": True, "isReordered": False, "deleted": False}
+            {
+                "uuid": section,
+                "name": "memory and quality",
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "columns": 2,
+                "cardHeight": 440,
+            }
         ],
         "isAccordionReordered": True,
         "viewMaximized": False,
@@ -194,12 +202,14 @@ def links(uri: str, experiment_id: str | None, run_id: str | None, sweep_id: str
         base = UI_ADDRESS
     if experiment_id and run_id:
         page = f"{safe_uri(base)}/#/experiments/{experiment_id}"
-        view = f"viewStateShareKey={quote(view_key(sweep_id))}"
+        # Without it MLflow 3 opens its pages for language models.
+        mode = "workflowType=machine_learning"
+        view = f"viewStateShareKey={quote(view_key(sweep_id))}&{mode}"
         found += [
-            ("sweep", f"{page}/runs/{run_id}"),
+            ("sweep", f"{page}/runs/{run_id}?{mode}"),
             ("cells, best first", f"{page}/runs?{view}&compareRunsMode=TABLE"),
             ("memory and quality", f"{page}/runs?{view}&compareRunsMode=CHART"),
-            ("report", f"{page}/runs/{run_id}/artifacts/report/pareto.html"),
+            ("report", f"{page}/runs/{run_id}/artifacts/report/pareto.html?{mode}"),
         ]
     return found
 

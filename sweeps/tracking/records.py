@@ -33,6 +33,7 @@ STATUS = {
 CLOSED = {"finished": "FINISHED", "budget": "FINISHED", "interrupted": "KILLED"}
 """Reason of a `close` -> status of the parent."""
 
+SEED = "train.seed"
 RUNNING = "RUNNING"
 TEXT_LIMIT = 5000
 """Characters; MLflow takes 6000 in a parameter and 8000 in a tag."""
@@ -100,12 +101,13 @@ class Records:
         self._apply(event)
 
     def swept(self) -> list[str]:
-        """Parameters with more than one value among the cells so far."""
-        values: dict[str, set[str]] = {}
+        """Parameters that every cell so far has, and not all the same, but the seed: what one chart can show of all."""
+        values: dict[str, list[str]] = {}
         for cell in self.cells.values():
             for name, value in cell["parameters"].items():
-                values.setdefault(name, set()).add(str(value))
-        return [name for name, found in values.items() if len(found) > 1] or list(values)
+                if name != SEED:
+                    values.setdefault(name, []).append(str(value))
+        return [name for name, found in values.items() if len(found) == len(self.cells) and len(set(found)) > 1]
 
     def _apply(self, event: Event) -> None:
         match event["type"]:

@@ -143,7 +143,8 @@ class Session:
         if found is not None:
             return str(found.experiment_id)
         location = f"{root}/{self._records.header['sweep_id']}" if root else None
-        return str(call(self._client.create_experiment, name, artifact_location=location))
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(call(self._client.create_experiment, name, artifact_location=location, tags=tags))
 
     def _adopt(self) -> None:
         """The runs that MLflow has of this sweep. Of two for one cell (an answer that got lost after the run was made)
