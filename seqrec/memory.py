@@ -60,6 +60,8 @@ class Shapes(NamedTuple):
     users: int
     length: int
     """Of a row of the attention's grid."""
+    longest: int
+    """Positions of the longest window."""
     positions: int
     width: int
     items: int
@@ -149,6 +151,7 @@ def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
         users=users,
         # Batches are cut to their longest history only where pads are no attention keys.
         length=longest if model.mask_padding else model.max_length,
+        longest=longest,
         positions=min(likely, users * longest, total),
         width=model.hidden_size,
         items=statistics.n_items,
@@ -167,13 +170,13 @@ def n_parameters(model: config.Sasrec, n_items: int) -> int:
 def activations(model: config.Sasrec, shapes: Shapes) -> int:
     """What autograd keeps of the encoder until its backward pass, hidden states included.
 
-    A block, in (N, D): input, normalised queries, attended rows, sum after attention, its norm, ReLU's result (and its
-    dropout's, if that comes after); in (B L, D): queries, keys, values, attention's output, for memory-efficient
-    attention keeps no L x L matrix; one byte a mask of dropout; mean and deviation of two norms; log-sum-exp of every
-    query and head.
+    A block, in (N, D): input, normalised queries, projected queries, keys and values (kept by the copy into the grid),
+    attended rows, sum after attention, its norm, ReLU's result (and its dropout's, if that comes after); in (B L, D):
+    queries, keys, values, attention's output, for memory-efficient attention keeps no L x L matrix; one byte a mask of
+    dropout; mean and deviation of two norms; log-sum-exp of every query and head.
     """
     dropped = model.dropout > 0
-    states = 6 + (1 if dropped and model.ffn_dropout == "after_relu" else 0)
+    states = 9 + (1 if dropped and model.ffn_dropout == "after_relu" else 0)
     mask = shapes.positions * shapes.width if dropped else 0
     rows = FLOAT * (4 * shapes.positions + shapes.cells * shapes.heads)
     block = states * shapes.states + 4 * shapes.grid + 2 * mask + rows
@@ -194,7 +197,9 @@ def loss_work(loss: config.Loss, shapes: Shapes) -> int:
         case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
             return _sampled(N, N, loss.n_negatives, D)
         case config.CeMinus():
-            return _sampled(_n_draws(loss, shapes), N, loss.n_negatives, D)
+            # A tile is as wide as its longest user.
+            slots = shapes.users * shapes.longest if loss.negatives_scope == "user" else N
+            return _sampled(_n_draws(loss, shapes), slots, loss.n_negatives, D)
         case config.Sce():
             return _sce(loss, shapes)
         case config.Rece():
