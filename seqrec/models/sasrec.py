@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrec.config import Sasrec
+from seqrec.models import grids
 from seqrec.models.base import SequenceModel
-from seqrec.models.transformer import LAYER_NORM_EPS, Block, Grid
+from seqrec.models.transformer import LAYER_NORM_EPS, Block
 
 _INITIALIZERS = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
 
@@ -38,20 +39,26 @@ class SasrecModel(SequenceModel):
                 _INITIALIZERS[config.initialization](parameter)
 
     def states(self, items: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
-        T = items.shape[1]
+        B, T = items.shape
         assert self.max_length >= T, f"a batch of length {T} for a model of max_length {self.max_length}"
         row, column = positions // T, positions % T
         # Right-aligned: the last column is always the last position, however many leading pads were cut off.
         place = column + (self.max_length - T)
+        layout = (
+            grids.without_pads(valid, row, column)
+            if self.mask_padding
+            else grids.with_pads(row, place, B, self.max_length)
+        )
         # Lookups happen at valid positions only, so no pad ever adds to a row of the item table's gradient.
         ids = items.flatten().index_select(0, positions)
+        if layout.order is not None:
+            ids, place = ids[layout.order], place[layout.order]
         states = F.embedding(ids, self.item_table) * self.hidden_size**0.5 + F.embedding(place, self.position_table)
         states = F.dropout(states, self.dropout, self.training)
-        grid = self._grid(valid, row, column, place)
         for block in self.blocks:
-            states = block(states, grid)
+            states = block(states, layout.grids)
         hidden: Tensor = self.norm(states)
-        return hidden
+        return hidden if layout.order is None else torch.empty_like(hidden).index_copy(0, layout.order, hidden)
 
     def encode(self, items: Tensor, valid: Tensor) -> Tensor:
         B, T = items.shape
@@ -62,16 +69,3 @@ class SasrecModel(SequenceModel):
 
     def item_embeddings(self) -> Tensor:
         return self.item_table
-
-    def _grid(self, valid: Tensor, row: Tensor, column: Tensor, place: Tensor) -> Grid:
-        """Where attention finds the states.
-
-        Masked pads: histories are moved to the front of their rows, so that plain causal attention never reaches a pad;
-        no mask is built and no row of the softmax is empty. Published: histories stay at the end of rows of max_length,
-        for all pads in front of them take softmax weight, those that were cut off the batch too.
-        """
-        B, T = valid.shape
-        if self.mask_padding:
-            first = T - valid.sum(1)
-            return Grid(row * T + column - first.index_select(0, row), B, T, pads_are_keys=False)
-        return Grid(row * self.max_length + place, B, self.max_length, pads_are_keys=True)

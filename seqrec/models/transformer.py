@@ -1,33 +1,23 @@
 """The causal transformer block of SASRec, on packed states: (N, D), one row a valid position, no row for pads.
 
 All that a block does to a pad is undone by the mask at its end, so pads matter only as attention keys: there a pad is
-the zero vector and projects to the biases of the key and value projections. `Grid` says where the packed states lie in
-the (B, L) grid that attention needs, and whether its empty cells are such keys. The rest is done on N rows, which are
-a tenth to a half of B * T on real histories.
+the zero vector and projects to the biases of the key and value projections. The grids of `seqrec.models.grids` say
+where the states lie while attention works on them, and whether empty cells are such keys. The rest is done on N rows,
+which are a tenth to a half of B * T on real histories.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqrec.models.grids import Grid
+
 LAYER_NORM_EPS = 1e-8
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Cells (B, L) of the attention. Query cell l sees key cells 0..l of its row."""
-
-    slots: Tensor
-    """(N,) int64: the flat cell, row * L + l, of every packed state."""
-    n_rows: int
-    length: int
-    pads_are_keys: bool
-    """Empty cells take part in the softmax, as projected zero vectors; else all of them must lie behind the states."""
 
 
 class SelfAttention(nn.Module):
@@ -43,13 +33,19 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, queries_ND: Tensor, keys_ND: Tensor, grid: Grid) -> Tensor:
+    def forward(self, queries_ND: Tensor, keys_ND: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, D): every query over the keys of its row that are not later than itself."""
         D = queries_ND.shape[1]
         bias_kv = self.in_proj_bias[D:]
         query = F.linear(queries_ND, self.in_proj_weight[:D], self.in_proj_bias[:D])
         key_value = F.linear(keys_ND, self.in_proj_weight[D:], bias_kv)
-        cells = grid.n_rows * grid.length
+        parts = [self._attend(query[grid.members], key_value[grid.members], bias_kv, grid) for grid in grids]
+        attended = torch.cat(parts) if parts else query
+        return F.linear(attended, self.out_proj.weight, self.out_proj.bias)
+
+    def _attend(self, query: Tensor, key_value: Tensor, bias_kv: Tensor, grid: Grid) -> Tensor:
+        """(n, D) of the n states of one grid; key_value: (n, 2 D)."""
+        cells, D = grid.n_rows * grid.length, query.shape[1]
         query = query.new_zeros(cells, D).index_copy(0, grid.slots, query)
         empty = bias_kv.expand(cells, 2 * D) if grid.pads_are_keys else key_value.new_zeros(cells, 2 * D)
         key_value = empty.index_copy(0, grid.slots, key_value)
@@ -64,8 +60,7 @@ class SelfAttention(nn.Module):
             is_causal=True,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        packed = attended.transpose(1, 2).reshape(cells, D).index_select(0, grid.slots)
-        return F.linear(packed, self.out_proj.weight, self.out_proj.bias)
+        return attended.transpose(1, 2).reshape(cells, D).index_select(0, grid.slots)
 
 
 class FeedForward(nn.Module):
@@ -107,9 +102,9 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(hidden_size, dropout, inner)
 
-    def forward(self, states_ND: Tensor, grid: Grid) -> Tensor:
+    def forward(self, states_ND: Tensor, grids: Sequence[Grid]) -> Tensor:
         queries: Tensor = self.attention_norm(states_ND)
-        states: Tensor = queries + self.attention(queries, states_ND, grid)
+        states: Tensor = queries + self.attention(queries, states_ND, grids)
         states = self.feed_forward_norm(states)
         result: Tensor = self.feed_forward(states)
         return result

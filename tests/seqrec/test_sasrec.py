@@ -71,6 +71,37 @@ def test_encode_equals_the_padded_twin(mask_padding: bool, n_heads: int) -> None
         )
 
 
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_short_and_long_histories_are_not_mixed_up(mask_padding: bool) -> None:
+    """Lengths on every side of those that share a grid."""
+    model, config = make(mask_padding=mask_padding, max_length=40)
+    items, valid, _ = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.encode(items, valid), slow_twin(model, config, items, valid), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_the_gpu_computes_what_the_cpu_does(mask_padding: bool) -> None:
+    model, _ = make(mask_padding=mask_padding, max_length=40)
+    items, valid, positions = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
+    cpu = model.states(items, valid, positions)
+    weight = torch.randn_like(cpu)
+    (cpu * weight).sum().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    model.cuda()
+    gpu = model.states(items.cuda(), valid.cuda(), positions.cuda())
+    (gpu * weight.cuda()).sum().backward()
+    torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert expected[name] is not None
+        torch.testing.assert_close(parameter.grad.cpu(), expected[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
 def test_pads_take_softmax_weight_only_as_published() -> None:
     items, valid, _ = batch([3])
     published, config = make()

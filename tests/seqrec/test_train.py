@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from seqrec import models, train
+from seqrec import models, seeding, train
 from seqrec.config import Run, parse
 from seqrec.data import splits
 from seqrec.data.batches import CausalBatches
-from seqrec.data.tables import Interactions, Split
+from seqrec.data.tables import Holdout, Interactions, Split
 from seqrec.errors import CheckpointError, DivergedError, InfeasibleError, UserError
+from seqrec.evaluate import evaluate
 from seqrec.reports import EpochReport, RunReport
 
 N_USERS, N_ITEMS = 40, 24
@@ -77,6 +78,26 @@ def test_a_run_learns_and_tests_its_best_weights_once(split: Split, mask_padding
     assert {"test/coverage_at_10", "best/elapsed_s", "time/epoch_s", "time/elapsed_s"} <= metrics.keys()
 
 
+def test_the_test_metrics_are_the_best_weights_on_the_test_items(split: Split, tmp_path: Path) -> None:
+    run = make(train__epochs=3, train__learning_rate=0.3, train__seed=0)
+    report = train.train(run, split=split, workdir=tmp_path, device="cpu")
+    assert report.metrics["best/epoch"] < 3, "this test needs a run whose last epoch is not its best"
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    model = models.build(run.model, split.n_items)
+
+    def mrr(weights: dict[str, torch.Tensor], holdout: Holdout) -> float:
+        model.load_state_dict(weights)
+        found = evaluate(
+            model, holdout, n_items=split.n_items, max_length=6, exclude_seen=True, batch_size=7, device="cpu"
+        )
+        return found["mrr_at_10"]
+
+    assert report.metrics["test/mrr_at_10"] == pytest.approx(mrr(saved["best"], split.test), rel=1e-6)
+    assert report.metrics["best/mrr_at_10"] == pytest.approx(mrr(saved["best"], split.valid), rel=1e-6)
+    others = [mrr(saved["best"], split.valid), mrr(saved["engine"]["model"], split.test)]
+    assert all(abs(other - report.metrics["test/mrr_at_10"]) > 1e-6 for other in others)
+
+
 class KilledError(Exception):
     pass
 
@@ -114,11 +135,17 @@ def test_the_seed_decides_everything_and_nothing_leaks_out(split: Split) -> None
     assert numbers(train.train(make("bce", train__seed=2), split=split, device="cpu")) != numbers(first)
 
 
-def test_epochs_differ_in_everything_random(split: Split) -> None:
-    """A generator that starts anew each epoch would show the same negatives and dropout over and over."""
-    run = make("bce", train__learning_rate=1e-30, train__epochs=2, train__batch_size=N_USERS)
-    first, second = train.train(run, split=split, device="cpu").history
-    assert first.metrics["train/loss"] != second.metrics["train/loss"]
+def test_every_epoch_of_every_seed_draws_its_own_randomness() -> None:
+    """A stream that starts anew each epoch would show the same negatives, dropout or projections over and over."""
+
+    def draws(seed: int, epoch: int) -> list[float]:
+        streams = seeding.begin_epoch(seed, epoch, torch.device("cpu"))
+        return [float(torch.rand((), generator=g)) for g in (None, streams.negatives, streams.loss)]
+
+    with seeding.isolated(torch.device("cpu")):
+        seen = [value for seed in (1, 2) for epoch in (1, 2, 3) for value in draws(seed, epoch)]
+        assert len(set(seen)) == len(seen)
+        assert draws(2, 3) == seen[-3:]
 
 
 def test_settings_reach_the_optimizer(split: Split) -> None:
@@ -130,8 +157,8 @@ def test_settings_reach_the_optimizer(split: Split) -> None:
 
 
 def test_an_epoch_is_plain_adam_on_the_mean_loss(split: Split) -> None:
-    """The slow twin of an epoch, on padded states and torch's own cross-entropy. In float64, for Adam turns the rounding
-    noise of a gradient that should be 0 (the key bias's) into whole steps."""
+    """The slow twin of an epoch, on padded states and torch's own cross-entropy. In float64, for Adam turns the
+    rounding noise of a gradient that should be 0 (the key bias's) into whole steps."""
     run = make(model__dropout=0.0, train__batch_size=16)
     torch.manual_seed(0)
     model, twin = (models.build(run.model, split.n_items).double() for _ in range(2))

@@ -1,0 +1,73 @@
+"""Where packed states lie while attention works on them.
+
+States are packed, (N, D): one row a valid position, none for pads. Attention needs rectangles, (rows, length, D). How a
+batch is laid out in them decides what pads are, and how much work is done for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LENGTHS = (8, 32, 128, 512)
+"""On CPU, histories up to each of these share a grid: most are short, and the work grows with the length's square."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A rectangle of cells. The query in cell l of a row sees the keys in cells 0..l of that row."""
+
+    members: slice
+    """The packed states that lie here."""
+    slots: Tensor
+    """(n members,) int64: the flat cell, row * length + l, of each."""
+    n_rows: int
+    length: int
+    pads_are_keys: bool
+    """Empty cells take part in the softmax, as projected zero vectors; else all of them lie behind the states."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The grids of a batch; together they hold every packed state once, in their order."""
+
+    grids: tuple[Grid, ...]
+    order: Tensor | None = None
+    """(N,) the order in which the grids want the states; None: as they are."""
+
+
+def with_pads(row: Tensor, place: Tensor, n_rows: int, max_length: int) -> Layout:
+    """Pads are keys, as published: all those in front of a history, also the ones that were cut off the batch.
+
+    row, place: (N,) the row of each state in the batch and its position, 0..max_length - 1, the last item's the last.
+    """
+    grid = Grid(slice(None), row * max_length + place, n_rows, max_length, pads_are_keys=True)
+    return Layout((grid,))
+
+
+def without_pads(valid: Tensor, row: Tensor, column: Tensor) -> Layout:
+    """Pads are no keys: every history starts its row, so that causal attention never reaches what lies behind it.
+
+    No mask is built and no softmax is empty. valid: (B, T); row, column: (N,) of each state in it.
+    """
+    B, T = valid.shape
+    length = valid.sum(1)
+    offset = column - (T - length).index_select(0, row)
+    if valid.device.type != "cpu":
+        # One grid: how many histories are short is known on the device only, and asking would wait for it.
+        return Layout((Grid(slice(None), row * T + offset, B, T, pads_are_keys=False),))
+    group = torch.bucketize(length, torch.tensor(_LENGTHS))
+    of_state = group.index_select(0, row)
+    order = torch.argsort(of_state, stable=True)
+    row, offset, sizes = row[order], offset[order], torch.bincount(of_state).tolist()
+    grids, start = [], 0
+    for number, size in enumerate(sizes):
+        if size:
+            here = group == number
+            members, width = slice(start, start + size), int(length[here].max())
+            slots = (here.cumsum(0) - 1).index_select(0, row[members]) * width + offset[members]
+            grids.append(Grid(members, slots, int(here.sum()), width, pads_are_keys=False))
+            start += size
+    return Layout(tuple(grids), order)
