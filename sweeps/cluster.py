@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ WORKER_SWITCHES = {
     # this is over, so it must outlast any epoch.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
 }
+NO_CLUSTER = "start one with `ray start --head`, or leave --address out to run on this machine"
+REACH_S = 10.0
 LOOPBACK = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the machine's address in its network, which the embedded Ray has no business with."""
 CHATTER = ("ray._private.authentication.authentication_token_setup", "ray.tune.analysis.experiment_analysis")
@@ -108,15 +111,29 @@ def _join(address: str) -> None:
     import seqrec
     import sweeps
 
+    _reach(address)
     modules = [str(Path(str(package.__file__)).parent) for package in (seqrec, sweeps)]
     environment = {"py_modules": modules, "excludes": ["bundled"], "env_vars": WORKER_SWITCHES}
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        hint = f"start one with `ray start --head`, or leave --address out ({_first_line(error)})"
-        raise UserError(message("--address", address, "a running Ray cluster", hint)) from None
-    except (RuntimeError, ValueError) as error:
-        raise UserError(message("--address", address, "a Ray cluster of these versions", _first_line(error))) from None
+    except ConnectionError:
+        raise UserError(message("--address", address, "a running Ray cluster", NO_CLUSTER)) from None
+    except (RuntimeError, ray.exceptions.AuthenticationError) as error:
+        law = "a Ray cluster of the same versions, and its token"
+        raise UserError(message("--address", address, law, " ".join(str(error).split())[:400])) from None
+
+
+def _reach(address: str) -> None:
+    """Raises UserError if nothing listens at a host:port, which Ray itself finds out in minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UserError(message("--address", address, "auto, or the host:port of a Ray head"))
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError):
+        raise UserError(message("--address", address, "a running Ray cluster", NO_CLUSTER)) from None
 
 
 def check(cpus: float, gpus: float) -> None:
@@ -157,7 +174,3 @@ def _smallest_gpu() -> int:
     import torch
 
     return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
