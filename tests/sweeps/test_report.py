@@ -191,11 +191,13 @@ def test_the_page_says_everything(full: Make) -> None:
 
 def test_hostile_names_stay_text(made: Make) -> None:
     sweep = made()
-    sweep.open(["a", "b"], spec=HOSTILE, description=HOSTILE)
+    sweep.open(["a", "b", "c"], spec=HOSTILE, description=HOSTILE)
     sweep.cell("a", "ce", {"train.note": HOSTILE}, seed=1, gib=1.0, name=HOSTILE)
     sweep.train("a", 0.05)
     sweep.cell("b", HOSTILE, {}, seed=1, gib=1.0, name=HOSTILE)
     sweep.train("b", 0.05, outcome="error", reason=f"{HOSTILE}\n{HOSTILE}")
+    sweep.cell("c", HOSTILE, {"train.batch_size": 1}, seed=1, gib=0.5, name=HOSTILE)
+    sweep.train("c", 0.05)
     written = report.write(sweep.directory)
     found = page(written)
     assert found.tags["script"] == 3
@@ -203,7 +205,9 @@ def test_hostile_names_stay_text(made: Make) -> None:
     assert found.handlers == []
     assert "</script><script>alert(1)</script>" in found.text
     hover = "".join(text for trace in found.figure["data"] for text in trace.get("hovertext", []))
-    assert "<img" not in hover, "plotly reads a hover text as HTML"
+    legend = "".join(trace["name"] for trace in found.figure["data"])
+    assert "<img" not in hover + legend, "plotly reads these as HTML"
+    assert "<" not in found.scripts[1], "no text can end the element that holds the data"
     markdown = written.markdown.read_text(encoding="utf-8")
     assert "<script" not in markdown
     assert r"\|pipe\| \*star\*" in markdown
