@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqrec import models, seeding, train
+from seqrec import data, feasibility, models, seeding, train, yamlfile
 from seqrec.config import Run, parse
 from seqrec.data import splits
 from seqrec.data.batches import CausalBatches
@@ -259,3 +259,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert out == ""
     assert says in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_the_documented_run_can_exist() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "training.md").read_text(encoding="utf-8")
+    documented = text.split("```yaml\n")[1].split("```")[0]
+    run = parse(yamlfile.loads(documented, "docs/training.md"))
+    feasibility.check(run, data.statistics(run.data))
+    assert run.loss.name == "ce"
