@@ -56,7 +56,8 @@ class CeMinus(Loss):
             rejected = hits(targets_GP, ids_GK)
             logits = scores_GPK
             if self.correction != "none":
-                kept = (~rejected).sum(-1, keepdim=True).clamp(min=1)
+                # log 0 where none is kept: all of the row's logits are masked then.
+                kept = (~rejected).sum(-1, keepdim=True)
                 logits = logits - kept.to(logits.dtype).log() + self._log_weight(targets_GP, ids_GK, log_q, logits)
             return softmax_loss(positive_GP, logits, rejected)
 

@@ -41,9 +41,10 @@ class Rece(Loss):
     def __init__(self, n_buckets: int, n_extra_chunks: int = 1, rounds: int = 1, buckets_per_chunk: int = 1) -> None:
         super().__init__()
         self.n_buckets = n_buckets
-        self.n_extra_chunks = n_extra_chunks
         self.rounds = rounds
         self.n_chunks = n_buckets // buckets_per_chunk
+        # Chunks are told apart by small integers, and no two are further apart than this.
+        self.n_extra_chunks = min(n_extra_chunks, self.n_chunks)
 
     def forward(
         self,
