@@ -92,7 +92,8 @@ def test_rounds_find_the_same_items_again(make_problem) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_buckets", "per_chunk", "reach", "rounds"), [(1, 1, 0, 1), (6, 6, 0, 2), (4, 1, 3, 1), (4, 1, 9, 2), (4, 1, 100_000, 3)]
+    ("n_buckets", "per_chunk", "reach", "rounds"),
+    [(1, 1, 0, 1), (6, 6, 0, 2), (4, 1, 3, 1), (4, 1, 9, 2), (4, 1, 100_000, 3)],
 )
 def test_one_chunk_or_reach_over_all_chunks_is_full_cross_entropy(
     make_problem, n_buckets, per_chunk, reach, rounds
