@@ -1,1 +1,1 @@
-"""sweeps: many seqrec trainings, planned from one YAML, run on Ray Tune, tracked in MLflow, reported as a Pareto front."""
+"""sweeps: many trainings, planned from one YAML, run on Ray Tune, tracked in MLflow, reported as a Pareto front."""

@@ -1,7 +1,7 @@
 """The nouns of a sweep as plain data; no Ray, no torch.
 
-cell = one resolved point (configuration and seed); configuration = a cell without its seed; trial = one execution of a cell;
-replicates = cells that differ only in their seed.
+cell = one resolved point (configuration and seed); configuration = a cell without its seed; trial = one execution of a
+cell; replicates = cells that differ only in their seed.
 """
 
 from __future__ import annotations
