@@ -71,7 +71,8 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
         _finish_tracking(tracker, directory)
         return EXIT_FAILED
     if todo:
-        _report(directory, tracker)
+        if not launch.trouble:
+            _report(directory, tracker)
         _print_front(directory, launch)
     else:
         print(f"{spec.name}: all {len(plan.cells)} cells are done; nothing is left to run.")

@@ -22,6 +22,7 @@ from sweeps.stopping import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
 GIB = 2**30
+AGAIN = "hint: make room and run the same command again, it goes on from there."
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Launch:
                 outcome = Outcome(message["outcome"])
                 self.end(key, outcome, message["reason"], message["epochs"], message["metrics"])
                 if not outcome.is_terminal:
-                    self.halt(f"{cell.label}: {message['reason']}")
+                    self.halt(f"{cell.label}: {message['reason'].splitlines()[-1]}. {AGAIN}")
                 return True
         raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
 

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from sweeps.ledger import FILE_NAME, Event, read
+sys.path.insert(0, str(Path(__file__).parent))
+
+from watch import Sweep, undisturbed, untimed
 
 pytestmark = pytest.mark.slow
-
-DRIVE = Path(__file__).with_name("drive.py")
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300.0
-"""Until a drill is given up; a quiet machine needs a tenth."""
-
-
-@pytest.fixture(scope="module")
-def drive() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("drive", DRIVE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["drive"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -44,78 +24,7 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
     made.kill()
 
 
-class Sweep:
-    """A drill's directory, and the driver that may be running on it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.ledger = directory / "runs" / "drill" / FILE_NAME
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *options: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(DRIVE), str(self.directory), *options]
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def finish(self) -> tuple[int, str]:
-        assert self.process
-        text, _ = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, text
-
-    def run(self, *options: str) -> tuple[int, str]:
-        self.start(*options)
-        return self.finish()
-
-    def wait_for(self, kind: str, count: int) -> None:
-        """Until the ledger holds so many events of a kind."""
-        assert self.process
-        deadline = time.monotonic() + PATIENCE_S
-        while len(self.events(kind)) < count:
-            assert self.process.poll() is None, self.finish()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-
-    def events(self, *kinds: str) -> list[Event]:
-        return [event for event, _ in read(self.ledger) if event["type"] in kinds]
-
-    def ends(self) -> dict[int, Event]:
-        """The terminal end of every cell, by batch size; each cell must have exactly one, and no epoch twice."""
-        sizes = {event["cell_key"]: event["parameters"]["train.batch_size"] for event in self.events("cell")}
-        final = [event for event in self.events("end") if event["outcome"] != "interrupted"]
-        assert Counter(event["cell_key"] for event in final) == dict.fromkeys(sizes, 1)
-        told = Counter((event["cell_key"], event["epoch"]) for event in self.events("epoch"))
-        assert set(told.values()) == {1}
-        return {sizes[event["cell_key"]]: event for event in final}
-
-    def trace(self) -> list[tuple[str, str, str]]:
-        """(pid, batch size, what), in the order of time."""
-        lines = (self.directory / "trace").read_text().splitlines()
-        return [tuple(line.split(" ", 3)[1:]) for line in sorted(lines)]  # type: ignore[misc]
-
-
-def undisturbed(drive: ModuleType, sweep: Sweep, size: int, epochs: int = 4) -> dict[str, float]:
-    """The metrics that training gives without Ray, without faults, times left out."""
-    import torch
-
-    from seqrec.train import train
-
-    torch.set_num_threads(1)
-    report = train(drive.make_run(drive.make_data(sweep.directory), size, epochs), device="cpu")
-    return untimed(report.metrics)
-
-
-def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metrics.items() if not key.endswith("_s")}
-
-
-def test_every_way_to_end(sweep: Sweep, drive: ModuleType) -> None:
+def test_every_way_to_end(sweep: Sweep) -> None:
     faults = {16: "oom", 24: "nan", 32: "killed_once", 40: "error", 48: "killed"}
     code, text = sweep.run(*(f"--fault={size}={name}" for size, name in faults.items()))
     assert code == 1, text
@@ -136,7 +45,7 @@ def test_every_way_to_end(sweep: Sweep, drive: ModuleType) -> None:
     assert ends[40]["reason"].endswith("KeyError: 'a mistake in the training code'")
     assert "died" in ends[48]["reason"]
     for size in (8, 32, 64):
-        assert untimed(ends[size]["metrics"]) == undisturbed(drive, sweep, size)
+        assert untimed(ends[size]["metrics"]) == undisturbed(sweep, size)
     resumed = [event for event in sweep.events("start") if event["cell_key"] == ends[32]["cell_key"]]
     assert [event["from_epoch"] for event in resumed] == [0, 2]
     pids = {event["pid"] for event in sweep.events("start") if event["attempt"] == 1}
@@ -146,7 +55,7 @@ def test_every_way_to_end(sweep: Sweep, drive: ModuleType) -> None:
     assert "Traceback" not in text
 
 
-def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep, drive: ModuleType) -> None:
+def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep) -> None:
     slow = ("--epoch-s=0.2", "--epochs=6", "--fault=32=full_disk")
 
     code, text = sweep.run(*slow)
@@ -184,7 +93,7 @@ def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep, drive: ModuleType) 
     for size, event in sweep.ends().items():
         assert event["outcome"] == "done"
         assert event["epochs"] == 6
-        assert untimed(event["metrics"]) == undisturbed(drive, sweep, size, epochs=6)
+        assert untimed(event["metrics"]) == undisturbed(sweep, size, epochs=6)
     trained = Counter((size, what) for _, size, what in sweep.trace() if what.startswith("epoch"))
     replays = sum(count - 1 for count in trained.values())
     resumed = sum(event["from_epoch"] for event in sweep.events("start"))
