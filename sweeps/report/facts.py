@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ def gather(sweep: Sweep) -> Facts:
         counts=counts,
         configurations=configurations,
         front=front,
-        fronts={loss: pareto.front(group) for loss, group in groups.items()},
+        fronts={loss: pareto.front(groups[loss]) for loss in _in_order(groups)},
         near=tuple(c for c in configurations if c.configuration_key in near and c not in front),
         deviation=pareto.pooled_deviation(configurations),
         losses=tuple(
@@ -119,12 +120,16 @@ def gather(sweep: Sweep) -> Facts:
 
 
 def _by_loss(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Cells of every loss that has started any, in the order of the losses' list."""
+    """Cells of every loss that has started any."""
     if "loss.name" not in cells:
         return []
     groups = {str(loss): group for loss, group in cells[cells["loss.name"].notna()].groupby("loss.name")}
-    order = [*(loss for loss in LOSSES if loss in groups), *sorted(groups.keys() - LOSSES.keys())]
-    return [(loss, groups[loss]) for loss in order]
+    return [(loss, groups[loss]) for loss in _in_order(groups)]
+
+
+def _in_order(losses: Collection[str]) -> list[str]:
+    """As the library lists them; what it does not know comes last."""
+    return [*(loss for loss in LOSSES if loss in losses), *sorted(set(losses) - LOSSES.keys())]
 
 
 def _stopped(cells: pd.DataFrame, axis: Axis) -> tuple[Point, ...]:

@@ -35,7 +35,7 @@ def figure(facts: Facts) -> dict[str, Any]:
                     "type": "scatter",
                     "mode": "markers",
                     "legendgroup": loss,
-                    "name": escape(loss) if loss not in facts.fronts else f"{escape(loss)}, stopped",
+                    "name": f"{escape(loss)}, stopped early",
                     "showlegend": loss not in facts.fronts,
                     "x": [point.memory_gib for point in stopped],
                     "y": [point.quality for point in stopped],

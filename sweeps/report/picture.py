@@ -30,6 +30,8 @@ def draw(facts: Facts, path: Path) -> None:
         axes.plot(x, y, drawstyle="steps-post", color="#d9d9d9", linewidth=6, label="front of all losses")
     for loss in dict.fromkeys([*facts.fronts, *(point.loss for point in facts.stopped)]):
         _draw_loss(axes, facts, loss, right=2.0**high)
+    if facts.stopped:
+        axes.plot([], [], "o", markerfacecolor="none", markeredgecolor="#666666", markersize=5, label="stopped early")
     axes.set_xscale("log", base=2)
     axes.set_xlim(2.0**low, 2.0**high)
     ticks, texts = memory_ticks(memory)
@@ -62,8 +64,11 @@ def _draw_loss(axes: Axes, facts: Facts, loss: str, right: float) -> None:
         if group:
             x, y = [c.memory_gib for c in group], [c.quality for c in group]
             shade = 0.3 if faint else 1.0
-            bars = [c.quality_sd or 0.0 for c in group]
-            axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=look.color, elinewidth=0.8, capsize=2, alpha=shade)
+            bars = [(c.memory_gib, c.quality, c.quality_sd) for c in group if c.quality_sd is not None]
+            if bars:
+                at, middle, spread = zip(*bars, strict=True)
+                ink = look.color
+                axes.errorbar(at, middle, spread, fmt="none", ecolor=ink, elinewidth=0.8, capsize=2, alpha=shade)
             axes.plot(
                 x,
                 y,
@@ -82,8 +87,8 @@ def _draw_loss(axes: Axes, facts: Facts, loss: str, right: float) -> None:
             look.marker,
             markerfacecolor="none",
             markeredgecolor=look.color,
-            markersize=4,
+            markeredgewidth=0.8,
+            markersize=5,
             alpha=0.5,
             linestyle="none",
-            label=f"{loss} (stopped)" if not front else None,
         )

@@ -10,7 +10,7 @@ from sweeps import query
 from sweeps.outcomes import Outcome
 from sweeps.pareto import BOX
 from sweeps.report.facts import Facts, LossRow
-from sweeps.report.verdict import percent, times
+from sweeps.report.verdict import NOTABLE, percent, times
 from sweeps.results import TEST_QUALITY, Configuration
 
 NONE = "-"
@@ -54,10 +54,17 @@ def loss_row(row: LossRow) -> list[str]:
         f"{best.test_quality:.4f}" if best and best.test_quality is not None else NONE,
         f"{best.memory_gib:.3g}" if best else NONE,
         f"{saving.candidate.memory_gib:.3g}" if saving else NONE,
-        times(saving.memory_ratio) if saving else NONE,
+        memory_against(saving.memory_ratio) if saving else NONE,
         str(row.on_front) if best else NONE,
         f"{row.hypervolume:.5f}" if row.hypervolume is not None else NONE,
     ]
+
+
+def memory_against(ratio: float) -> str:
+    """ratio: how many times less."""
+    if 1 / NOTABLE < ratio < NOTABLE:
+        return "same"
+    return f"{times(ratio)} less" if ratio > 1 else f"{times(1 / ratio)} more"
 
 
 def loss_header(facts: Facts) -> list[str]:
@@ -65,7 +72,7 @@ def loss_header(facts: Facts) -> list[str]:
     base, part = facts.baseline, percent(1 - query.TOLERANCE)
     return [
         *("cells", "done", "stopped", "failed", "not run", "best on validation", "its test", "its GiB"),
-        *(f"GiB for {part} of {base}", f"less than {base}", "on the front", "hypervolume"),
+        *(f"GiB for {part} of {base}", f"memory against {base}", "on the front", "hypervolume"),
     ]
 
 

@@ -1,0 +1,51 @@
+"""Ledger events as what a run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sweeps import ledger
+from sweeps.tracking.records import PARENT, Records, rounded
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("valid/ndcg_at_10", 0.0712345, 0.07123),
+        ("memory/peak_gib", 3.14159, 3.142),
+        ("memory/predicted_gib", 0.00041234, 0.000412),
+        ("time/epoch_s", 12.34567, 12.346),
+        ("best/elapsed_s", 100.00004, 100.0),
+        ("best/epoch", 17.0, 17.0),
+    ],
+)
+def test_values_have_the_digits_that_mean_something(name: str, value: float, told: float) -> None:
+    assert rounded(name, value) == told
+
+
+def test_what_is_not_finite_becomes_a_tag(made: Make) -> None:
+    sweep = made()
+    sweep.open(["a"])
+    sweep.cell("a", "ce", {}, seed=1, gib=1.0)
+    sweep.add("start", cell_key="a", attempt=1, node="here", pid=1, from_epoch=0)
+    metrics = {"train/loss": float("nan"), "valid/ndcg_at_10": 0.1, "time/epoch_s": float("inf")}
+    sweep.add("epoch", cell_key="a", attempt=1, epoch=1, metrics=metrics)
+    parent, child = Records().batches(event for event, _ in ledger.read(sweep.ledger))
+    assert parent.key == PARENT
+    assert [point.key for point in child.metrics] == ["valid/ndcg_at_10"]
+    assert child.tags["sweep.non_finite"] == "time/epoch_s train/loss"
+
+
+def test_long_texts_are_cut_with_a_mark(made: Make) -> None:
+    sweep = made()
+    sweep.open(["a"])
+    sweep.cell("a", "ce", {}, seed=1, gib=1.0)
+    sweep.train("a", 0.05, outcome="error", reason="x" * 9000)
+    _, child = Records().batches(event for event, _ in ledger.read(sweep.ledger))
+    assert len(child.tags["sweep.reason"]) == 5000
+    assert child.tags["sweep.reason"].endswith("…")
