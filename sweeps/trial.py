@@ -29,6 +29,9 @@ from sweeps.outcomes import Outcome
 Trainer = Callable[..., RunReport]
 """`seqrec.train.train`, or what stands in for it: (run, *, split, on_epoch, workdir, device)."""
 
+CHECKPOINT_NAME = "last.pt"
+"""As in `seqrec.trainer`, which would import torch here."""
+
 MESSAGE = "message"
 """The only key of a result: one JSON text, which Tune carries without looking into it."""
 
@@ -61,7 +64,7 @@ def run(
     _settle()
     _limit(settings.threads, gpu_share)
     workdir = settings.checkpoints / key
-    started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / "last.pt")}
+    started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / CHECKPOINT_NAME)}
     _send("start", **started)
     device = "cuda" if gpu_share else "cpu"
     last = _train(Run.model_validate_json(runs[key]), splits, workdir, device, settings.trainer or _seqrec)

@@ -1,0 +1,110 @@
+"""The launch as Tune sees it; Tune itself is in tests/faults."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweeps.outcomes import Outcome
+from sweeps.scheduler import LaunchScheduler, LaunchStopper
+from sweeps.trial import MESSAGE
+
+
+class FakeLaunch:
+    stopping = ""
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop = stop
+        self.messages: list[Any] = []
+        self.losses: list[Any] = []
+
+    def message(self, cell_key: str, message: dict[str, Any]) -> bool:
+        self.messages.append((cell_key, message))
+        return self.stop
+
+    def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
+        self.losses.append((cell_key, reason, outcome))
+
+    def should_stop(self) -> bool:
+        return self.stop
+
+
+def trial(error_file: Path | None = None, recovers: bool = False) -> Any:
+    path = str(error_file) if error_file else None
+    return SimpleNamespace(
+        config={"cell_key": "k"}, trial_id="t", pickled_error_file=path, should_recover=lambda: recovers
+    )
+
+
+def adapter(launch: FakeLaunch) -> LaunchScheduler:
+    return LaunchScheduler(launch)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("stop", "decision"), [(True, TrialScheduler.STOP), (False, TrialScheduler.CONTINUE)])
+def test_results_go_to_the_launch_and_its_word_is_law(stop: bool, decision: str) -> None:
+    launch = FakeLaunch(stop)
+    message = {"kind": "epoch", "epoch": 1, "metrics": {}}
+    assert adapter(launch).on_trial_result(None, trial(), {MESSAGE: json.dumps(message), "pid": 3}) == decision
+    assert launch.messages == [("k", message)]
+
+
+def test_a_function_that_returns_is_over() -> None:
+    launch = FakeLaunch()
+    assert adapter(launch).on_trial_result(None, trial(), {"__duplicate__": True}) == TrialScheduler.STOP
+    assert launch.messages == []
+
+
+def test_a_dead_process_is_interrupted_while_tune_retries_and_an_error_after(tmp_path: Path) -> None:
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(ActorDiedError()))
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file, recovers=True))
+    adapter(launch).on_trial_error(None, trial(file))
+    reason = "ActorDiedError: The actor died unexpectedly before finishing this task."
+    assert launch.losses == [("k", reason, Outcome.INTERRUPTED), ("k", reason, Outcome.ERROR)]
+
+
+def test_what_killed_the_process_decides_the_outcome(tmp_path: Path) -> None:
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(MemoryError("x")))
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file))
+    assert launch.losses == [("k", "MemoryError: x", Outcome.OOM)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x80garbage"])
+def test_an_error_that_cannot_be_read_is_still_an_error(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "error.pkl"
+    if content is not None:
+        file.write_bytes(content)
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file))
+    adapter(launch).on_trial_error(None, trial(None))
+    assert [loss[2] for loss in launch.losses] == [Outcome.ERROR, Outcome.ERROR]
+
+
+def test_tune_can_pickle_both_without_the_launch() -> None:
+    launch = FakeLaunch()
+    launch.lock = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115 - what a real launch cannot pickle
+    copy = pickle.loads(pickle.dumps(adapter(launch)))
+    assert type(copy) is FIFOScheduler
+    pickle.dumps(LaunchStopper(launch))  # type: ignore[arg-type]
+    launch.lock.close()  # type: ignore[attr-defined]
+
+
+def test_the_stopper_asks_the_launch() -> None:
+    stopper = LaunchStopper(FakeLaunch(stop=True))  # type: ignore[arg-type]
+    assert stopper.stop_all()
+    assert not stopper("t", {})
+
+
+def test_no_trial_is_chosen_out_of_turn() -> None:
+    assert adapter(FakeLaunch()).choose_trial_to_run(None) is None

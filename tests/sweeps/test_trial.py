@@ -1,0 +1,117 @@
+"""One cell on a worker, without Ray: what it tells the driver, whatever training does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqrec.config import Run
+from seqrec.errors import DivergedError
+from seqrec.reports import EpochReport, RunReport
+from sweeps import trial
+from sweeps.trial import Settings
+
+RUN = Run.model_validate(
+    {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": {"name": "ce"}, "train": {"epochs": 3}}
+)
+DATA_KEY = RUN.data.model_dump_json()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The messages a trial has sent."""
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial.tune, "report", lambda result: messages.append(json.loads(result[trial.MESSAGE])))
+    return messages
+
+
+def call(directory: Path, trainer: Callable[..., RunReport]) -> None:
+    threads = torch.get_num_threads()
+    splits: Any = {DATA_KEY: "the data"}
+    try:
+        trial.run({"cell_key": "k"}, {"k": RUN.model_dump_json()}, splits, {}, Settings(directory, 1, trainer))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_a_cell_tells(tmp_path: Path, told: list[dict[str, Any]]) -> None:
+    def trainer(run: Run, *, split: Any, on_epoch: Any, workdir: Path, device: str) -> RunReport:
+        assert (run, split, workdir, device) == (RUN, "the data", tmp_path / "k", "cpu")
+        assert torch.get_num_threads() == 1
+        on_epoch(EpochReport(1, {"train/loss": 2, "valid/ndcg_at_10": 0.5}))
+        return RunReport(1, False, {"best/epoch": 1, "test/ndcg_at_10": 0.25})
+
+    call(tmp_path, trainer)
+    assert [message.pop("kind") for message in told] == ["start", "epoch", "end"]
+    assert told[0].pop("node")
+    assert told == [
+        {"pid": os.getpid(), "from_epoch": 0},
+        {"epoch": 1, "metrics": {"train/loss": 2.0, "valid/ndcg_at_10": 0.5}},
+        {"outcome": "done", "reason": "", "epochs": 1, "metrics": {"best/epoch": 1.0, "test/ndcg_at_10": 0.25}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (DivergedError("train/loss: got nan"), "diverged"),
+        (KeyError("x"), "error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "interrupted"),
+    ],
+)
+def test_an_exception_is_the_last_message(
+    tmp_path: Path, told: list[dict[str, Any]], error: Exception, outcome: str
+) -> None:
+    def trainer(run: Run, *, on_epoch: Any, **rest: Any) -> RunReport:
+        on_epoch(EpochReport(1, {}))
+        on_epoch(EpochReport(2, {}))
+        raise error
+
+    call(tmp_path, trainer)
+    assert (told[-1]["kind"], told[-1]["outcome"], told[-1]["epochs"]) == ("end", outcome, 2)
+    assert type(error).__name__ in told[-1]["reason"]
+
+
+def test_being_stopped_is_no_outcome_and_ends_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[Any] = []
+
+    def stop_at_the_second(result: Any) -> None:
+        reports.append(result)
+        if len(reports) == 2:
+            raise SystemExit(0)
+
+    monkeypatch.setattr(trial.tune, "report", stop_at_the_second)
+
+    def trainer(run: Run, *, on_epoch: Any, **rest: Any) -> RunReport:
+        for epoch in (1, 2, 3):
+            on_epoch(EpochReport(epoch, {}))
+        raise AssertionError("trained on after it was stopped")
+
+    with pytest.raises(SystemExit):
+        call(tmp_path, trainer)
+    assert len(reports) == 2
+
+
+def test_the_start_says_how_far_the_checkpoint_is(tmp_path: Path, told: list[dict[str, Any]]) -> None:
+    workdir = tmp_path / "k"
+    workdir.mkdir()
+    torch.save({"history": [{}, {}], "engine": {"weights": torch.zeros(3)}}, workdir / "last.pt")
+    call(tmp_path, lambda run, **rest: RunReport(0, False, {}))
+    assert told[0]["from_epoch"] == 2
+    (workdir / "last.pt").write_bytes(b"torn")
+    call(tmp_path, lambda run, **rest: RunReport(0, False, {}))
+    assert told[2]["from_epoch"] == 0
+
+
+def test_the_checkpoint_it_looks_at_is_the_trainer_s() -> None:
+    from seqrec.trainer import CHECKPOINT_NAME
+
+    assert trial.CHECKPOINT_NAME == CHECKPOINT_NAME
