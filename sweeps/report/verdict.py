@@ -69,7 +69,8 @@ def _nothing(counts: Counter[str]) -> str:
 def _no_saving(
     groups: Mapping[str, Sequence[Configuration]], best: Configuration, savings: Mapping[str, Saving]
 ) -> tuple[str, list[Configuration]]:
-    shown = f"NDCG@10 {quality(best)} at {gib(best.memory_gib)} GiB"
+    kind = "validation" if best.test_quality is None else "test"
+    shown = f"NDCG@10 {quality(best)} on {kind} at {gib(best.memory_gib)} GiB"
     others = [c for loss, group in groups.items() if loss != best.loss for c in group]
     if not others:
         return f"{best.loss} is the only loss with a complete cell; its best configuration reaches {shown}.", [best]

@@ -11,13 +11,13 @@ from sweeps.outcomes import Outcome
 from sweeps.pareto import BOX
 from sweeps.report.facts import Facts, LossRow
 from sweeps.report.verdict import NOTABLE, percent, times
-from sweeps.results import TEST_QUALITY, Configuration
+from sweeps.results import Configuration
 
 NONE = "-"
 ALIASES = ("catalog_size",)
 """Statistics that say another one again."""
-MOST_TESTS = 4
-"""Test metrics that the front's table shows."""
+TESTS = tuple(f"test/{name}_at_10" for name in ("ndcg", "hit_rate", "mrr", "coverage"))
+"""Test metrics that the front's table shows, if there are any."""
 
 
 def subtitle(facts: Facts) -> str:
@@ -93,9 +93,8 @@ def seeds(c: Configuration) -> str:
 
 
 def test_columns(front: Sequence[Configuration]) -> list[str]:
-    """The test metrics at 10 that any of these has, NDCG first."""
-    found = sorted({name for c in front for name in c.test if name.endswith("_at_10")})
-    return sorted(found, key=lambda name: name != TEST_QUALITY)[:MOST_TESTS]
+    """Those of TESTS that any of these has."""
+    return [name for name in TESTS if any(name in c.test for c in front)]
 
 
 def front_row(c: Configuration, tests: Sequence[str]) -> list[str]:

@@ -209,7 +209,7 @@ def links(uri: str, experiment_id: str | None, run_id: str | None, sweep_id: str
             ("sweep", f"{page}/runs/{run_id}?{mode}"),
             ("cells, best first", f"{page}/runs?{view}&compareRunsMode=TABLE"),
             ("memory and quality", f"{page}/runs?{view}&compareRunsMode=CHART"),
-            ("report", f"{page}/runs/{run_id}/artifacts/report/pareto.html?{mode}"),
+            ("report in MLflow", f"{page}/runs/{run_id}/artifacts/report/pareto.html?{mode}"),
         ]
     return found
 

@@ -38,7 +38,8 @@ RUNNING = "RUNNING"
 TEXT_LIMIT = 5000
 """Characters; MLflow takes 6000 in a parameter and 8000 in a tag."""
 
-_OTHER_CUTOFF = re.compile(r"^valid/.+_at_(?!10$)\d+$")
+_OTHER_CUTOFF = re.compile(r"^(valid|best)/.+_at_(?!10$)\d+$")
+"""Of validation MLflow gets what people plot; the ledger has the rest."""
 _BASICS = {
     "model": None,
     "loss": None,
@@ -124,7 +125,7 @@ class Records:
             case "start":
                 self._start(event)
             case "epoch":
-                self._add_metrics(event, event["metrics"], event["epoch"], every_cutoff=False)
+                self._add_metrics(event, event["metrics"], event["epoch"])
             case "end":
                 self._end(event)
             case "close":
@@ -144,7 +145,7 @@ class Records:
     def _end(self, event: Event) -> None:
         key = event["cell_key"]
         batch = self._child(key, event["time_ms"])
-        self._add_metrics(event, event["metrics"], event["epochs"], every_cutoff=True)
+        self._add_metrics(event, event["metrics"], event["epochs"])
         if self.running.pop(key, None) is None:
             # Never started: a cell that was predicted not to fit.
             batch.params.update(parameters(self.cells[key]))
@@ -173,12 +174,12 @@ class Records:
         batch.tags["sweep.closed"] = event["reason"]
         batch.status, batch.end_ms = CLOSED.get(event["reason"], "FINISHED"), event["time_ms"]
 
-    def _add_metrics(self, event: Event, metrics: Mapping[str, float], step: int, *, every_cutoff: bool) -> None:
+    def _add_metrics(self, event: Event, metrics: Mapping[str, float], step: int) -> None:
         key = event["cell_key"]
         batch = self._child(key, event["time_ms"])
         self.measured = self.measured or "memory/peak_gib" in metrics
         for name, value in metrics.items():
-            if not every_cutoff and _OTHER_CUTOFF.match(name):
+            if _OTHER_CUTOFF.match(name):
                 continue
             if math.isfinite(value):
                 batch.metrics.append(Point(name, rounded(name, value), event["time_ms"], step))

@@ -36,7 +36,7 @@ def test_two_drainers_take_turns(few: Make, store: Any, capsys: pytest.CaptureFi
 def test_sync_brings_a_store_up_to_date(few: Make, store: Any, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = few()
     assert sync.main([str(sweep.directory), "--tracking-uri", store.uri]) == 0
-    assert "report: http://127.0.0.1:5000/#/experiments/" in capsys.readouterr().out
+    assert "report in MLflow: http://127.0.0.1:5000/#/experiments/" in capsys.readouterr().out
     store.assert_told_once(sweep)
     parent, children = store.runs(sweep)
     written = report.write(sweep.directory)

@@ -129,7 +129,7 @@ def test_links_open_the_ready_made_view(few: Make, store: Any) -> None:
     assert "--backend-store-uri" in found["open MLflow"]
     key = links.view_key(sweep.sweep_id)
     assert f"viewStateShareKey={key}" in found["cells, best first"]
-    assert parent.info.run_id in found["report"]
+    assert parent.info.run_id in found["report in MLflow"]
     experiment = client.connect(store.uri).get_experiment_by_name(sweep.name)
     view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
     assert parent.info.run_id in view["searchFilter"]

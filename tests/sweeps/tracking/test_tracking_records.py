@@ -49,3 +49,18 @@ def test_long_texts_are_cut_with_a_mark(made: Make) -> None:
     _, child = Records().batches(event for event, _ in ledger.read(sweep.ledger))
     assert len(child.tags["sweep.reason"]) == 5000
     assert child.tags["sweep.reason"].endswith("…")
+
+
+def test_of_validation_only_the_usual_cutoff_is_told(made: Make) -> None:
+    sweep = made()
+    sweep.open(["a"])
+    sweep.cell("a", "ce", {}, seed=1, gib=1.0)
+    sweep.add("start", cell_key="a", attempt=1, node="here", pid=1, from_epoch=0)
+    metrics = {f"{group}/ndcg_at_{k}": 0.1 for group in ("best", "valid", "test") for k in (1, 10, 100)}
+    sweep.add("end", cell_key="a", attempt=1, outcome="done", reason="", epochs=1, metrics=metrics)
+    _, child = Records().batches(event for event, _ in ledger.read(sweep.ledger))
+    assert {point.key for point in child.metrics} == {
+        "best/ndcg_at_10",
+        "valid/ndcg_at_10",
+        *(f"test/ndcg_at_{k}" for k in (1, 10, 100)),
+    }
