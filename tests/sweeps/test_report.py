@@ -59,7 +59,8 @@ def judge(*group: Configuration, axis: results.Axis = MEASURED_AXIS, **counts: i
         ),
         (
             [configuration("ce", 4.0, 0.05, 0.04), configuration("bce", 5.0, 0.06, 0.05)],
-            "No other loss needs less memory than ce, whose best configuration reaches NDCG@10 0.0400 on test at 4 GiB.",
+            "No other loss needs less memory than ce, whose best configuration reaches NDCG@10 0.0400 on test at "
+            "4 GiB.",
         ),
         (
             [configuration("sce", 2.0, 0.05), configuration("rece", 1.0, 0.049)],
@@ -67,7 +68,8 @@ def judge(*group: Configuration, axis: results.Axis = MEASURED_AXIS, **counts: i
         ),
         (
             [configuration("gbce", 2.0, 0.05)],
-            "gbce is the only loss with a complete cell; its best configuration reaches NDCG@10 0.0500 on validation at 2 GiB.",
+            "gbce is the only loss with a complete cell; its best configuration reaches NDCG@10 0.0500 on validation "
+            "at 2 GiB.",
         ),
     ],
 )
