@@ -59,8 +59,6 @@ class Asha:
     reduction_factor: float
     max_epochs: int
     """Longest training of any cell; no rung lies there."""
-    seen: dict[str, int] = field(default_factory=dict)
-    """Highest epoch by cell."""
     filled: dict[str, int] = field(default_factory=dict)
     """Highest rung by cell."""
     rungs: dict[int, Rung] = field(default_factory=dict)
@@ -74,9 +72,6 @@ class Asha:
             level = round(rung)
 
     def record(self, cell: Cell, epoch: int, value: float | None) -> Verdict:
-        if epoch <= self.seen.get(cell.cell_key, 0):
-            return GO_ON
-        self.seen[cell.cell_key] = epoch
         if value is None:
             return GO_ON
         reached = max((level for level in self.rungs if level <= epoch), default=0)

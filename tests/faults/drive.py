@@ -20,6 +20,7 @@ import pandas as pd
 
 from seqrec import data
 from seqrec.config import Data, Run
+from seqrec.errors import UserError
 from seqrec.reports import EpochReport, RunReport
 from sweeps import cells, execute
 from sweeps.cells import Cell
@@ -167,7 +168,11 @@ def main() -> int:
     )
     trainer = Trainer(directory, faults, arguments.epoch_s, arguments.instant)
     plan = Plan(tuple(planned), 0, (), (), statistics, str(path))
-    return execute.run(spec, plan, options, trainer=trainer)
+    try:
+        return execute.run(spec, plan, options, trainer=trainer)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

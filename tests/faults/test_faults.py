@@ -67,8 +67,8 @@ def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep) -> None:
     refused = Sweep(sweep.directory)
     code, text = refused.run(*slow)
     assert sweep.process
-    assert code == 1
-    assert f"LedgerBusy: {sweep.ledger.parent}: is in use by another driver (pid {sweep.process.pid} on " in text
+    assert code == 2
+    assert f"error: {sweep.ledger.parent}: is in use by another driver (pid {sweep.process.pid} on " in text
     sweep.wait_for("epoch", len(sweep.events("epoch")) + 3)
     sweep.process.send_signal(signal.SIGKILL)
     sweep.finish()
@@ -129,6 +129,6 @@ def test_a_stopped_trial_is_over_before_its_process_goes_on(sweep: Sweep) -> Non
 
 def test_a_request_that_no_node_can_serve(sweep: Sweep) -> None:
     code, text = sweep.run("--cpus=64", "--num-cpus=2")
-    assert code == 1
-    assert "UserError: resources: got 64 CPUs and 0 GPUs for a trial; expected at most what one node has" in text
+    assert code == 2
+    assert "error: resources: got 64 CPUs and 0 GPUs for a trial; expected at most what one node has" in text
     assert not sweep.events("plan")

@@ -104,12 +104,13 @@ def test_a_bad_cell_is_stopped_and_its_late_reports_are_dropped(tmp_path: Path) 
 
 
 def test_a_retried_cell_replays_without_doubles(tmp_path: Path) -> None:
-    one = CELLS[0]
-    launch = opened(tmp_path, [one])
+    one, ended = CELLS[0], []
+    launch = opened(tmp_path, [one], on_end=ended.append)
     start(launch, one)
     epoch(launch, one, 1)
     epoch(launch, one, 2)
     launch.lost(one.cell_key, "ActorDiedError", outcome=Outcome.INTERRUPTED)
+    assert ended == [], "its checkpoint is still needed"
     start(launch, one, from_epoch=1)
     assert not epoch(launch, one, 1)
     assert not epoch(launch, one, 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -129,11 +130,13 @@ def test_a_state_rebuilt_from_the_record_is_the_state_lived_through(
     """Whenever a crash comes, replaying the epochs on record gives the same state, and the same verdict for the last
     one of every cell: which cells were doomed when the crash came."""
     live, record, stopped = asha(), [], {}
+    epochs: Counter[str] = Counter()
     for size, seed, value in arrivals:
         one = cell(size, seed)
         if one.cell_key in stopped:
             continue
-        epoch = live.seen.get(one.cell_key, 0) + 1
+        epochs[one.cell_key] += 1
+        epoch = epochs[one.cell_key]
         record.append((one, epoch, value))
         verdict = live.record(one, epoch, value)
         if verdict.stop:
