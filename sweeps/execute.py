@@ -214,6 +214,8 @@ def _signals(launch: Launch) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if launch.stopping == "interrupted":
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the live view hides the cursor
             os._exit(EXIT_INTERRUPTED)
         launch.interrupt()
         print("\ninterrupted: writing down where everything stands; once more to stop at once", file=sys.stderr)
