@@ -37,11 +37,18 @@ def style(loss: str) -> Style:
 
 
 def memory_ticks(values: Iterable[float]) -> tuple[list[float], list[str]]:
-    """Powers of two around the values, thinned to twelve or fewer, and how to write them in GiB."""
+    """Where to mark GiB on a log2 axis, and how to write it: powers of two around the values, thinned to twelve or
+    fewer; round decimals where the values span less than two octaves, which would show two powers at most."""
     found = [math.log2(value) for value in values if value > 0] or [0.0]
     low, high = math.floor(min(found)), math.ceil(max(found))
-    step = max(1, math.ceil((high - low + 1) / 12))
-    ticks = [2.0**power for power in range(low, high + 1, step)]
+    if 0 < max(found) - min(found) < 2:
+        ends = 2 ** memory_range(2.0**value for value in (min(found), max(found)))[0], 2.0**high
+        decades = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
+        ticks = [digits * 10.0**decade for decade in decades for digits in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+        ticks = [tick for tick in ticks if ends[0] <= tick <= ends[1]]
+    else:
+        step = max(1, math.ceil((high - low + 1) / 12))
+        ticks = [2.0**power for power in range(low, high + 1, step)]
     return ticks, [f"{tick:.3g}" for tick in ticks]
 
 

@@ -293,6 +293,12 @@ def test_memory_ticks_are_powers_of_two_and_few() -> None:
     assert memory_ticks([]) == ([1.0], ["1"])
 
 
+def test_a_narrow_range_of_memory_is_marked_in_round_numbers() -> None:
+    ticks, texts = memory_ticks([0.11, 0.27])
+    assert texts == ["0.1", "0.125", "0.15", "0.2", "0.25", "0.3", "0.4", "0.5"]
+    assert [f"{tick:.3g}" for tick in ticks] == texts
+
+
 def test_the_command(full: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = full()
     assert main([str(sweep.directory)]) == 0
