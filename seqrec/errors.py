@@ -42,7 +42,18 @@ class CheckpointError(SeqrecError):
     """A checkpoint that cannot be read, or that another configuration wrote."""
 
 
+LONGEST_VALUE = 160
+"""Characters of a value that a message shows."""
+
+
 def message(subject: str, got: object, expected: str, hint: str | None = None) -> str:
-    """One line in the project's form: `subject: got value; expected law. hint: ...`."""
-    line = f"{subject}: got {got!r}; expected {expected}."
+    """One line in the project's form: `subject: got value; expected law. hint: ...`. A long value is cut."""
+    line = f"{subject}: got {shortened(got)}; expected {expected}."
     return f"{line} hint: {hint}" if hint else line
+
+
+def shortened(value: object) -> str:
+    """`repr` of a value, its middle left out if it is long."""
+    text = repr(value)
+    half = LONGEST_VALUE // 2
+    return text if len(text) <= LONGEST_VALUE else f"{text[:half]} ... {text[-half:]}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seqrec.config import LOSSES, MODELS, Frozen, check_value, known_keys, suggest
-from seqrec.errors import ConfigError, message
+from seqrec.errors import ConfigError, message, shortened
 from sweeps import derive
 from sweeps.cells import Scalar
 from sweeps.errors import SpecError
@@ -97,7 +97,7 @@ def read_seeds(values: object, place: str) -> tuple[int, ...]:
 def fix(layer: Layer, key: str, value: object, place: str) -> None:
     """Give a key one value."""
     if isinstance(value, list):
-        hint = f"an axis belongs under grid, {key}: {value}"
+        hint = f"an axis belongs under grid, {key}: {shortened(value)}"
         raise SpecError(message(place, value, "a single value", hint))
     if isinstance(value, dict):
         raise SpecError(message(place, value, "a single value"))

@@ -1,7 +1,8 @@
 """The main job: `python -m sweeps.run SPACE` plans a search space and runs what is left of it.
 
-Exit codes: 0 every cell has ended well or by a stopping rule; 1 some cells failed; 2 a mistake in the search space, the
-data or the command, told in one message before Ray starts; 130 interrupted.
+Exit codes: 0 every cell has a result (done, stopped, diverged, out of memory) or the budget is spent; 1 some cells
+ended in an error, or the launch could not go on; 2 a mistake in the search space, the data or the command, told in one
+message before Ray starts; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -160,3 +160,10 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read"):
         yamlfile.load(tmp_path / "binary.yaml")
+
+
+def test_a_long_value_does_not_bury_the_law() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(changed("train.batch_size", list(range(1000))))
+    assert len(str(caught.value)) < 300
+    assert "997, 998, 999]; expected an integer." in str(caught.value)
