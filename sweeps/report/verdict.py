@@ -77,7 +77,17 @@ def _no_saving(
     own = savings[best.loss].baseline
     near = max((c for c in others if c.memory_gib * NOTABLE <= own.memory_gib), key=lambda c: c.quality, default=None)
     if near is None:
-        return f"No other loss needs less memory than {best.loss}, whose best configuration reaches {shown}.", [best]
+        better = query.best([c for c in others if c.quality > best.quality])
+        if better is None:
+            return f"No other loss needs less memory than {best.loss}, whose best configuration reaches {shown}.", [
+                best
+            ]
+        part = Saving(best, own, better)
+        return (
+            f"No other loss needs less memory than {best.loss}; the best of them, {better.loss}, reaches "
+            f"{percent(part.quality_ratio)} of its NDCG@10 with {times(1 / part.memory_ratio)} more.",
+            [better, best],
+        )
     part = Saving(best, own, near)
     return (
         f"No other loss comes within {percent(query.TOLERANCE)} of {best.loss}'s NDCG@10 with less memory; the "
