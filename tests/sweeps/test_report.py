@@ -59,7 +59,8 @@ def judge(*group: Configuration, axis: results.Axis = MEASURED_AXIS, **counts: i
         ),
         (
             [configuration("ce", 4.0, 0.05, 0.04), configuration("sce", 6.0, 0.06, 0.05)],
-            "No other loss needs less memory than ce; the best of them, sce, reaches 125 % of its NDCG@10 with 1.5x more.",
+            "No other loss needs less memory than ce; the best of them, sce, reaches 125 % of its NDCG@10 with 1.5x "
+            "more.",
         ),
         (
             [configuration("ce", 4.0, 0.05, 0.04), configuration("bce", 5.0, 0.04, 0.05)],
