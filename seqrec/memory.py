@@ -34,8 +34,10 @@ TILE_BYTES = 2**26
 DRAW_ELEMENTS = 2**22
 """Numbers of 8 bytes in one tile of a draw of negatives (`seqrec.data.negatives`)."""
 
-MATRIX_WORKSPACE = 2**25
-"""Bytes that cuBLAS takes through the allocator on Hopper GPUs (8 MiB on older ones)."""
+MATRIX_WORKSPACE = 2 * 2**25
+"""Bytes that cuBLAS takes through the allocator on Hopper GPUs (8 MiB a handle on older ones): a handle belongs to a
+thread, and the backward pass runs in a thread of its own. Found by measurement: one handle's share was missing, to
+within 1 MiB, from the prediction of ce at two batch sizes (`benchmarks/results/steps.csv`)."""
 
 DEVIATIONS = 3.0
 """Standard deviations above the mean number of positions: about the largest batch of a few hundred."""

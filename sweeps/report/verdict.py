@@ -79,9 +79,8 @@ def _no_saving(
     if near is None:
         better = query.best([c for c in others if c.quality > best.quality])
         if better is None:
-            return f"No other loss needs less memory than {best.loss}, whose best configuration reaches {shown}.", [
-                best
-            ]
+            sentence = f"No other loss needs less memory than {best.loss}, whose best configuration reaches {shown}."
+            return sentence, [best]
         part = Saving(best, own, better)
         return (
             f"No other loss needs less memory than {best.loss}; the best of them, {better.loss}, reaches "
