@@ -70,7 +70,7 @@ class Engine:
         negatives = None
         if self.sampler is not None:
             negatives = self.sampler.draw(batch.targets, batch.rows, batch.users, generators.negatives)
-        hidden = self.model.states(batch.items, batch.valid, batch.positions)
+        hidden = self.model.states(batch.windows)
         loss = cast(Tensor, self.loss(hidden, self.model.item_embeddings(), batch.targets, negatives, generators.loss))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

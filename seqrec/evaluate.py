@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.config import CUTOFFS
-from seqrec.data.batches import DeviceSequences, history_batch, ragged
+from seqrec.data.batches import DeviceSequences, Windows, history_windows, ragged
 from seqrec.data.tables import Holdout, IntArray
 from seqrec.metrics import MISS, list_metrics, ranking_metrics
 
@@ -28,8 +28,8 @@ _EXACT_IN_FLOAT32 = 2**24
 class Encoder(Protocol):
     """What is evaluated: hidden states of histories, and one embedding an item."""
 
-    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
-        """(B, T) ids, left-padded, and where they are valid -> (B, T, D); the last column is used."""
+    def encode(self, windows: Windows) -> Tensor:
+        """(R, D): the state of each history from which its next item is predicted."""
 
     def item_embeddings(self) -> Tensor:
         """(V, D)"""
@@ -48,23 +48,21 @@ def evaluate(
     lists: bool = False,
     item_counts: IntArray | None = None,
     n_train_users: int | None = None,
-    trim: bool = False,
     score_bytes: int = 2**28,
 ) -> dict[str, float]:
     """Every ranking metric at every cutoff, and `repeat_targets`, the share of targets that the history holds already.
 
     lists: add coverage and surprisal, from `item_counts` (V,), the training users that have each item
-    (`Split.item_users`), and `n_train_users` (`len(split.train)`). trim: cut a batch to its longest history, for models
-    that give the same states then. score_bytes: most bytes of scores and comparisons alive at a time (one user's, if
-    that is more). A model in training mode is switched to evaluation and back.
+    (`Split.item_users`), and `n_train_users` (`len(split.train)`). score_bytes: most bytes of scores and comparisons
+    alive at a time (one user's, if that is more). A model in training mode is switched to evaluation and back.
     """
     if lists and (item_counts is None or n_train_users is None):
         raise ValueError("item_counts, n_train_users: got None; expected both with lists.")
     history = DeviceSequences.of(holdout.history, device)
     targets = torch.tensor(holdout.targets, dtype=torch.int64, device=device)
     lengths = holdout.history.lengths
-    # Users of similar length together, or one long history would make every batch long.
-    order = np.argsort(lengths, kind="stable") if trim else np.arange(len(lengths))
+    # Users of similar length together, or one long history would make every batch's rectangles long.
+    order = np.argsort(lengths, kind="stable")
     # In the file's order of users, so that sums do not depend on the order of evaluation.
     ranks = torch.empty_like(targets)
     repeats = torch.empty_like(targets, dtype=torch.bool)
@@ -77,9 +75,8 @@ def evaluate(
         slab = max(1, score_bytes // (8 * n_items))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            length = min(max_length, int(lengths[batch].max())) if trim else max_length
             rows_B = torch.from_numpy(batch).to(device)
-            hidden_BD = model.encode(*history_batch(history, rows_B, length))[:, -1].float()
+            hidden_BD = model.encode(history_windows(history, rows_B, lengths[batch], max_length)).float()
             for first in range(0, len(batch), slab):
                 part = slice(first, first + slab)
                 rows = rows_B[part]

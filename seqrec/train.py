@@ -75,7 +75,6 @@ def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) 
         batch_size=run.train.batch_size,
         drop_last=run.train.drop_last,
         seed=run.train.seed,
-        trim=run.model.mask_padding,
         device=device,
     )
     return Engine(model, loss, sampler, batches, run.train, device)
@@ -94,7 +93,6 @@ def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *,
         lists=lists,
         item_counts=split.item_users,
         n_train_users=len(split.train),
-        trim=run.model.mask_padding,
     )
 
 

@@ -67,6 +67,8 @@ class Negatives:
     """(N,) int64: the row of `ids` that each position uses; None: position i uses row i (G = N)."""
     log_q: Tensor | None = None
     """(V,) float32: log probability of each item in a draw; None: uniform over the catalog."""
+    largest_group: int | None = None
+    """No group has more positions; None: not known on the host."""
 
 
 class NegativeSampler:
