@@ -48,11 +48,13 @@ class Batch:
     targets: Tensor
     """(M,) int64"""
     users: Tensor
-    """(B,) int64 rows of the training `Sequences`; the histories behind the first B of `windows` are spare."""
+    """(R,) int64: row of the training `Sequences` of each history; one past the last for nobody's, which are spare."""
     predicted: Tensor | None = None
     """(M,) int64 the positions whose states predict the targets; None: all, in their order (M = N)."""
     weights: Tensor | None = None
     """(M,) float32, of sum 1: what each target counts for. Spare targets count 0. None: 1 / M each."""
+    count: Tensor | None = None
+    """() int64: how many targets are not spare, which are the first ones; None: all."""
 
     @property
     def rows(self) -> Tensor:
@@ -251,8 +253,10 @@ class CausalBatches(Batches):
         # Spare rows must stay inside an array that may be shorter than they are.
         source = source.remainder_(len(sequences.items) - 1) if size.rows > len(users_B) else source
         targets = sequences.items.index_select(0, source + 1).long()
-        weights = None
-        if size.rows > len(users_B):
-            n = windows.offsets[len(users_B)]
-            weights = (torch.arange(size.positions, device=self.device) < n) / n
-        return Batch(_filled(windows, sequences.items, source), targets, users_B, None, weights)
+        weights = count = None
+        spare = size.rows - len(users_B)
+        if spare:
+            count = windows.offsets[len(users_B)]
+            weights = (torch.arange(size.positions, device=self.device) < count) / count
+            users_B = torch.nn.functional.pad(users_B, (0, spare), value=len(sequences.lengths) - 1)
+        return Batch(_filled(windows, sequences.items, source), targets, users_B, None, weights, count)

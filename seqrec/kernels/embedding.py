@@ -25,10 +25,10 @@ class Sink:
 
 
 @triton.jit(do_not_specialize=["n_rows", "site"])
-def _forward(
+def _embedding_forward(
     item_table, position_table, ids, places, states, states_low, seed, n_rows, site, scale, p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROP: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     mask = (n < n_rows)[:, None] & (d < D)[None, :]
@@ -45,11 +45,11 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["n_rows", "site"])
-def _backward(
+def _embedding_backward(
     g_states, g_low, ids, to_items, dropped, seed, n_rows, site, scale, p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROP: tl.constexpr,
     G: tl.constexpr, G_LOW: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     mask = (n < n_rows)[:, None] & (d < D)[None, :]
@@ -70,7 +70,7 @@ def _backward(
 def _by_place(
     dropped, offsets, to_positions, n_histories, n_places,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     place = tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
@@ -107,7 +107,7 @@ class _Embed(torch.autograd.Function):
         states_low = None if low is None else position_table.new_empty((N, D), dtype=low)
         block = row_block(D)
         if N:
-            _forward[(triton.cdiv(N, block),)](
+            _embedding_forward[(triton.cdiv(N, block),)](
                 item_table, position_table, ids, places, states, pointer(states_low, states), seed, N, site, scale, p,
                 D=D, BLOCK_D=power_of_2(D), BLOCK_N=block, DROP=p > 0, LOW=low is not None,
             )  # fmt: skip
@@ -126,7 +126,7 @@ class _Embed(torch.autograd.Function):
         to_positions = buffer.new_empty((n_places, D))
         block = row_block(D)
         if N:
-            _backward[(triton.cdiv(N, block),)](
+            _embedding_backward[(triton.cdiv(N, block),)](
                 pointer(g_states, buffer), pointer(g_low, buffer), ids, buffer, dropped, seed, N, *ctx.numbers,
                 D=D, BLOCK_D=power_of_2(D), BLOCK_N=block, DROP=ctx.numbers[2] > 0,
                 G=g_states is not None, G_LOW=g_low is not None,
@@ -156,7 +156,7 @@ def embed(
     The gradient of the item table goes to `sink.buffer`, not to the graph; scaled by nothing, so the graph must be
     walked with the step's own gradients.
     """
-    result: tuple[Tensor, Tensor | None] = _Embed.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor | None] = _Embed.apply(
         position_table_LD, item_table_VD, ids_N, places_N, offsets, seed, scale, p, site, low, sink
     )
     return result

@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqrec.kernels.launch import grid_of_rows, keep_mask, power_of_2, row_block
+from seqrec.kernels.launch import grid_of_rows, keep_mask, power_of_2, row_block, sum_rows
 
 
 @triton.jit(do_not_specialize=["n_rows", "site"])
-def _forward(
+def _relu_forward(
     product, bias, hidden, seed, n_rows, site, p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROP: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     mask = (n < n_rows)[:, None] & (d < D)[None, :]
@@ -33,10 +33,10 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["n_rows"])
-def _backward(
+def _relu_backward(
     gradient, hidden, to_product, partial, n_rows, p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     to_bias = tl.zeros((BLOCK_D,), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), tl.num_programs(0)):
@@ -58,7 +58,7 @@ class _ReluDropout(torch.autograd.Function):
         hidden = torch.empty_like(product)
         block = row_block(D)
         if N:
-            _forward[(triton.cdiv(N, block),)](
+            _relu_forward[(triton.cdiv(N, block),)](
                 product, bias, hidden, seed, N, site, p, D=D, BLOCK_D=power_of_2(D), BLOCK_N=block, DROP=p > 0
             )
         ctx.save_for_backward(hidden)
@@ -74,13 +74,13 @@ class _ReluDropout(torch.autograd.Function):
         programs = grid_of_rows(N, block)
         to_product = torch.empty_like(hidden)
         partial = hidden.new_empty((programs, D), dtype=torch.float32)
-        _backward[(programs,)](
+        _relu_backward[(programs,)](
             gradient.contiguous(), hidden, to_product, partial, N, ctx.p, D=D, BLOCK_D=power_of_2(D), BLOCK_N=block
         )
-        return to_product, partial.sum(0), None, None, None
+        return to_product, sum_rows(partial), None, None, None
 
 
 def relu_dropout(product_ND: Tensor, bias_D: Tensor, *, p: float, seed: Tensor, site: int) -> Tensor:
     """(N, D) in the product's dtype. product_ND: contiguous; bias_D: float32."""
-    result: Tensor = _ReluDropout.apply(product_ND, bias_D, seed, site, p)  # type: ignore[no-untyped-call]
+    result: Tensor = _ReluDropout.apply(product_ND, bias_D, seed, site, p)
     return result

@@ -28,41 +28,38 @@ class _Product(torch.autograd.Function):
 class _QueryKeyValue(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, to_query: Tensor, to_key_value: Tensor, weight: Tensor, bias: Tensor, weight_low: Tensor, bias_low: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, to_query: Tensor, to_key_value: Tensor, weight: Tensor, weight_low: Tensor, bias_low: Tensor
+    ) -> tuple[Tensor, Tensor]:
         D = weight.shape[1]
         ctx.save_for_backward(to_query, to_key_value, weight_low)
         query = torch.addmm(bias_low[:D], to_query, weight_low[:D].t())
         key_value = torch.addmm(bias_low[D:], to_key_value, weight_low[D:].t())
-        return query, key_value, bias[D:].clone()
+        return query, key_value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_query: Tensor, g_key_value: Tensor, g_pad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_query: Tensor, g_key_value: Tensor) -> tuple[Tensor | None, ...]:
         to_query, to_key_value, weight_low = ctx.saved_tensors
         D = weight_low.shape[1]
         to_weight = torch.cat([outer(g_query, to_query), outer(g_key_value, to_key_value)])
-        to_bias = torch.cat([_columns(g_query), _columns(g_key_value).add_(g_pad)])
-        return g_query @ weight_low[:D], g_key_value @ weight_low[D:], to_weight, to_bias, None, None
+        return g_query @ weight_low[:D], g_key_value @ weight_low[D:], to_weight, None, None
 
 
 def product(inputs_ND: Tensor, weight_ED: Tensor, weight_low_ED: Tensor) -> Tensor:
-    """(N, E) in the inputs' dtype. weight_ED: the float32 parameter, which gets the gradient; weight_low_ED: its copy in
-    the inputs' dtype, which is multiplied with."""
-    result: Tensor = _Product.apply(inputs_ND, weight_ED, weight_low_ED)  # type: ignore[no-untyped-call]
+    """(N, E) in the inputs' dtype. weight_ED: the float32 parameter, which gets the gradient; weight_low_ED: its copy
+    in the inputs' dtype, which is multiplied with."""
+    result: Tensor = _Product.apply(inputs_ND, weight_ED, weight_low_ED)
     return result
 
 
 def query_key_value(
-    to_query_ND: Tensor, to_key_value_ND: Tensor, weight: Tensor, bias: Tensor, weight_low: Tensor, bias_low: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (N, D), keys and values (N, 2 D), and key and value of a zero vector (2 D,) float32.
+    to_query_ND: Tensor, to_key_value_ND: Tensor, weight: Tensor, weight_low: Tensor, bias_low: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Queries (N, D), and keys and values (N, 2 D), with their biases.
 
-    weight: (3 D, D) and bias: (3 D,), as in `torch.nn.MultiheadAttention`; the low copies as in `product`.
+    weight: (3 D, D), as in `torch.nn.MultiheadAttention`; bias_low: (3 D,), whose gradient `ragged_attention` gives.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _QueryKeyValue.apply(  # type: ignore[no-untyped-call]
-        to_query_ND, to_key_value_ND, weight, bias, weight_low, bias_low
-    )
+    result: tuple[Tensor, Tensor] = _QueryKeyValue.apply(to_query_ND, to_key_value_ND, weight, weight_low, bias_low)
     return result
 
 
@@ -73,7 +70,3 @@ def outer(gradient_NE: Tensor, inputs_ND: Tensor) -> Tensor:
     if gradient_NE.device.type == "cuda":
         return torch.mm(gradient_NE.t(), inputs_ND, out_dtype=torch.float32)
     return gradient_NE.t().float() @ inputs_ND.float()
-
-
-def _columns(gradient_NE: Tensor) -> Tensor:
-    return gradient_NE.sum(0, dtype=torch.float32)

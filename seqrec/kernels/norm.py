@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqrec.kernels.launch import grid_of_rows, keep_mask, pointer, power_of_2, row_block
+from seqrec.kernels.launch import grid_of_rows, keep_mask, pointer, power_of_2, row_block, sum_rows
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Outputs:
 
 
 @triton.jit(do_not_specialize=["n_rows", "site"])
-def _forward(
+def _norm_forward(
     base, branch, bias, weight, shift, total, total_low, out, out_low, mean, rstd, seed,
     n_rows, site, p, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     BRANCH: tl.constexpr, DROP: tl.constexpr, TOTAL_LOW: tl.constexpr, OUT: tl.constexpr, OUT_LOW: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     w = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
@@ -81,13 +81,13 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["n_rows", "site"])
-def _backward(
+def _norm_backward(
     total, weight, mean, rstd, seed, g_total, g_total_low, g_out, g_out_low, to_base, to_branch, partial,
     n_rows, site, p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     BRANCH: tl.constexpr, DROP: tl.constexpr,
     G_TOTAL: tl.constexpr, G_TOTAL_LOW: tl.constexpr, G_OUT: tl.constexpr, G_OUT_LOW: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     w = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
@@ -156,7 +156,7 @@ class _AddNorm(torch.autograd.Function):
         mean, rstd = base.new_empty((2, N), dtype=torch.float32)
         block = row_block(D)
         if N:
-            _forward[(grid_of_rows(N, block),)](
+            _norm_forward[(grid_of_rows(N, block),)](
                 base, pointer(branch, base), pointer(bias, weight), weight, shift, total, pointer(total_low, base),
                 pointer(out, base), pointer(out_low, base), mean, rstd, seed, N, site, p, eps,
                 D=D, BLOCK_D=power_of_2(D), BLOCK_N=block, BRANCH=branch is not None, DROP=p > 0 and branch is not None,
@@ -179,14 +179,14 @@ class _AddNorm(torch.autograd.Function):
         partial = total.new_empty((programs, 3, D), dtype=torch.float32)
         # The kernel reads rows end to end.
         g = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        _backward[(programs,)](
+        _norm_backward[(programs,)](
             total, weight, mean, rstd, seed, *(pointer(one, total) for one in g), to_base, pointer(to_branch, total),
             partial, N, ctx.site, ctx.p,
             D=D, BLOCK_D=power_of_2(D), BLOCK_N=block, BRANCH=to_branch is not None,
             DROP=ctx.p > 0 and to_branch is not None,
             G_TOTAL=g[0] is not None, G_TOTAL_LOW=g[1] is not None, G_OUT=g[2] is not None, G_OUT_LOW=g[3] is not None,
         )  # fmt: skip
-        to_weight, to_shift, to_bias = partial.sum(0)
+        to_weight, to_shift, to_bias = sum_rows(partial.view(programs, 3 * D)).view(3, D)
         return to_base, to_branch, None if to_branch is None else to_bias, to_weight, to_shift, *[None] * 6
 
 
@@ -209,7 +209,7 @@ def add_norm(
     base_ND: float32, contiguous. branch_ND: any dtype, contiguous, with bias_D; both None: total is the base. p: of the
     branch's dropout, 0 for none.
     """
-    result: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = _AddNorm.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = _AddNorm.apply(
         base_ND, branch_ND, bias_D, weight_D, shift_D, seed, site, p, eps, low, wanted
     )
     return result

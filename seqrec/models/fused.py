@@ -42,7 +42,7 @@ class FusedSasrec:
         """Brings the low copies of the weights up to date; before `states`, after every change of the weights."""
         if self.low != torch.float32:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._low.values()), self._masters)
+                torch._foreach_copy_(list(self._low.values()), list[Tensor](self._masters))
 
     def states(self, windows: Windows) -> Tensor:
         """(N, D) float32, as `SasrecModel.states` in training mode."""
@@ -66,22 +66,22 @@ class FusedSasrec:
         for number, (block, after) in enumerate(zip(blocks, norms, strict=True)):
             site = 1 + 4 * number
             attention, feed_forward = block.attention, block.feed_forward
-            projected = query_key_value(
+            queries, keys_values = query_key_value(
                 query_low,
                 states if states_low is None else states_low,
                 attention.in_proj_weight,
-                attention.in_proj_bias,
                 self._low[attention.in_proj_weight],
                 self._low[attention.in_proj_bias],
             )
             attended = ragged_attention(
-                projected[0],
-                projected[1],
-                None if model.mask_padding else projected[2],
+                queries,
+                keys_values,
+                attention.in_proj_bias,
                 windows.offsets,
                 n_places=model.max_length,
                 n_heads=attention.n_heads,
                 causal=True,
+                pads=not model.mask_padding,
                 p=model.dropout,
                 seed=self.seed,
                 site=site,
@@ -140,7 +140,7 @@ def build(model: SequenceModel, low: torch.dtype, seed: Tensor) -> FusedSasrec |
     """The fused training path of a model; None where it has none, or its kernels cannot run."""
     if not isinstance(model, SasrecModel):
         return None
-    heads = model.blocks[0].attention.n_heads
-    if kernels.why_not(seed.device, model.hidden_size, model.hidden_size // heads):
+    first = next(block for block in model.blocks if isinstance(block, Block))
+    if kernels.why_not(seed.device, model.hidden_size, model.hidden_size // first.attention.n_heads):
         return None
     return FusedSasrec(model, low, seed)

@@ -1,4 +1,5 @@
 """The fused encoder against the modules."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,12 +12,21 @@ from seqrec.models.fused import FusedSasrec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize(("heads", "width", "n_blocks"), [(1, 16, 2), (2, 24, 1), (3, 48, 3)])
 def test_values_and_gradients(mask_padding, heads, width, n_blocks):
     torch.manual_seed(0)
     V, L = 50, 70
-    config = Sasrec(name="sasrec", max_length=L, hidden_size=width, n_heads=heads, n_blocks=n_blocks, dropout=0.0, mask_padding=mask_padding)
+    config = Sasrec(
+        name="sasrec",
+        max_length=L,
+        hidden_size=width,
+        n_heads=heads,
+        n_blocks=n_blocks,
+        dropout=0.0,
+        mask_padding=mask_padding,
+    )
     model = models.build(config, V).to(DEVICE)
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
