@@ -1,10 +1,11 @@
 """Training at the speed of the hardware: an epoch of every loss, captured and eager, beside what the loss takes of it.
 
-`python -m benchmarks.training` needs a GPU. Data: `benchmarks.steps.synthetic` (27,516 users, 173,511 items, 2.28 million
-interactions, shuffled, ragged), SASRec of length 200, width 64, 2 blocks, 1 head, dropout 0.3; training only. Of each
-configuration, in one process and one run:
+`python -m benchmarks.training` needs a GPU. Data: `benchmarks.steps.synthetic` (27,516 users, 173,511 items, 2.28
+million interactions, shuffled, ragged), SASRec of length 200, width 64, 2 blocks, 1 head, dropout 0.3; training only.
+Of each configuration, in one process and one run:
 
-captured   an epoch as `seqrec.train` trains on a GPU (bf16), after one that made its graphs
+captured   an epoch as `seqrec.train` trains on a GPU (bf16), after one that made its graphs; `steps` of it if the loss
+           makes a whole one long
 no loss    the same with a stand-in for the loss that gives gradients of states and a zero gradient of the item table,
            and takes the loss's negatives: data, encoder, optimiser, gaps
 eager      the reference: operation by operation, fp32; its step timed over the first batches, the epoch extrapolated
@@ -32,6 +33,7 @@ from benchmarks import rows
 from benchmarks.steps import synthetic
 from seqrec import config, meters
 from seqrec.captured import CapturedEngine
+from seqrec.data.batches import Plan
 from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.data.tables import Split
 from seqrec.engine import Engine
@@ -55,6 +57,9 @@ CASES: list[tuple[str, int, dict[str, Any], float | None]] = [
 """(loss, batch size, keys, budget of an epoch in seconds)."""
 
 CURVE_STEPS, CURVE_MEAN, CURVE_BOUND = 200, 20, 0.03
+MOST_STEPS = 430
+"""Of a captured epoch with its loss: a whole one at batch 64 and more."""
+
 EAGER_SECONDS = 12.0
 """The eager twin runs this long, or for the curve's steps if that is longer in coming, at least 20."""
 
@@ -138,73 +143,83 @@ def means(losses: list[float]) -> list[float]:
     return [sum(losses[i : i + CURVE_MEAN]) / CURVE_MEAN for i in range(0, whole, CURVE_MEAN)]
 
 
+def steps_of(split: Split, run: config.Run, loss: Loss | None, n_steps: int) -> dict[str, Any]:
+    """What the first `n_steps` steps of a captured epoch take, after an epoch's beginning that made the graphs."""
+    meters.release(torch.device("cuda"))
+    start = time.perf_counter()
+    epoch(build(split, run, loss), 1, 1)
+    first_step_s = time.perf_counter() - start
+    meters.release(torch.device("cuda"))
+    engine = build(split, run, loss)
+    assert isinstance(engine, CapturedEngine)
+    n_batches = len(engine.batches)
+    n_steps = min(n_steps, n_batches)
+    epoch(engine, 1, max(n_steps, CURVE_STEPS))
+    assert engine.step_losses is not None
+    curve = engine.step_losses.tolist()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = timed(lambda: epoch(engine, 2, n_steps))
+    return {
+        "curve": curve,
+        "step_s": seconds / n_steps,
+        "n_batches": n_batches,
+        "n_steps": n_steps,
+        "peak_bytes": engine.peak_bytes(torch.cuda.max_memory_allocated()),
+        "graphs": len(engine._graphs),
+        "first_step_s": first_step_s,
+        "request": engine.loss.request,
+    }
+
+
+def epoch(engine: Engine, number: int, n_steps: int) -> None:
+    """The first steps of an epoch."""
+    whole = engine.batches.plan
+
+    def part(epoch: int) -> Plan:
+        plan = whole(epoch)
+        return Plan(plan.users, plan.sizes[:n_steps])
+
+    engine.batches.plan = part  # type: ignore[method-assign]
+    engine.run_epoch(number)
+    engine.batches.plan = whole  # type: ignore[method-assign]
+    torch.cuda.synchronize()
+
+
 def measure(
     split: Split, name: str, batch_size: int, keys: dict[str, Any], budget_s: float | None
 ) -> dict[str, object]:
     """One configuration's row, without its conditions. Raises AssertionError if the curves differ."""
-    device = torch.device("cuda")
-    meters.release(device)
-    first_step: list[float] = []
-
-    def captured(loss: Loss | None = None) -> tuple[CapturedEngine, float]:
-        start = time.perf_counter()
-        engine = build(split, run_of(name, batch_size, keys), loss)
-        assert isinstance(engine, CapturedEngine)
-        replayed, largest = engine._capture, 0.0
-
-        def once(capacity: Any) -> Any:
-            result = replayed(capacity)
-            if not first_step:
-                torch.cuda.synchronize()
-                first_step.append(time.perf_counter() - start)
-            return result
-
-        engine._capture = once  # type: ignore[method-assign]
-        del largest
-        return engine, start
-
-    engine, _ = captured()
-    torch.cuda.reset_peak_memory_stats()
-    engine.run_epoch(1)
-    assert engine.step_losses is not None
-    curve = engine.step_losses.tolist()
-    torch.cuda.reset_peak_memory_stats()
-    epoch_s = timed(lambda: engine.run_epoch(2))
-    peak = engine.peak_bytes(torch.cuda.max_memory_allocated())
-    n_batches, graphs, request = len(engine.batches), len(engine._graphs), engine.loss.request
-    del engine
-    meters.release(device)
-    bare, _ = captured(NoLoss(request))
-    bare.run_epoch(1)
-    bare_s = timed(lambda: bare.run_epoch(2))
-    del bare
-    meters.release(device)
+    run = run_of(name, batch_size, keys)
+    whole = steps_of(split, run, None, MOST_STEPS)
+    bare = steps_of(split, run, NoLoss(whole["request"]), 10**9)
+    meters.release(torch.device("cuda"))
     eager = build(split, run_of(name, batch_size, keys, engine="eager"))
-    eager_losses, eager_step_s, eager_peak = eager_curve(eager, n_batches)
-    del eager
-    pairs = list(zip(means(curve[: len(eager_losses)]), means(eager_losses), strict=True))
+    eager_losses, eager_step_s, eager_peak = eager_curve(eager, whole["n_batches"])
+    pairs = list(zip(means(whole["curve"][: len(eager_losses)]), means(eager_losses), strict=True))
     apart = max(abs(one / other - 1) for one, other in pairs)
     assert apart <= CURVE_BOUND, f"loss curves differ by {apart:.1%}: {pairs}"
     for number, (one, other) in enumerate(pairs):
-        place = {"loss": name, "batch_size": batch_size, "keys": _text(keys), "steps_from": number * CURVE_MEAN}
+        place = {"loss": name, "batch_size": batch_size, "keys": _text(keys), "from_step": number * CURVE_MEAN}
         CURVES.append({**place, "captured": round(one, 6), "eager": round(other, 6)})
+    n_batches = whole["n_batches"]
     return {
         "loss": name,
         "batch_size": batch_size,
         "keys": _text(keys),
-        "epoch_s": round(epoch_s, 3),
-        "without_loss_s": round(bare_s, 3),
-        "loss_share": round(1 - bare_s / epoch_s, 3),
+        "steps": whole["n_steps"],
+        "epoch_s": round(whole["step_s"] * n_batches, 3),
+        "without_loss_s": round(bare["step_s"] * n_batches, 3),
+        "loss_share": round(1 - bare["step_s"] / whole["step_s"], 3),
         "budget_s": budget_s,
-        "step_ms": round(epoch_s / n_batches * 1e3, 3),
-        "without_loss_ms": round(bare_s / n_batches * 1e3, 3),
-        "peak_bytes": peak,
+        "step_ms": round(whole["step_s"] * 1e3, 3),
+        "without_loss_ms": round(bare["step_s"] * 1e3, 3),
+        "peak_bytes": whole["peak_bytes"],
         "eager_step_ms": round(eager_step_s * 1e3, 3),
         "eager_epoch_s": round(eager_step_s * n_batches, 2),
         "eager_peak_bytes": eager_peak,
         "curves_apart": round(apart, 5),
-        "graphs": graphs,
-        "first_step_s": round(first_step[0], 3),
+        "graphs": whole["graphs"],
+        "first_step_s": round(whole["first_step_s"], 3),
     }
 
 

@@ -67,7 +67,7 @@ class CapturedEngine(Engine):
         self._users = torch.zeros(len(batches) * batches.batch_size, dtype=torch.int64, device=device)
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
-        self.step_losses = torch.zeros(len(batches), device=device)
+        self._losses = torch.zeros(len(batches), device=device)
         self._generators = seeding.EpochGenerators(torch.Generator(device), torch.Generator(device))
         self._to_items: Tensor | None = None
         self.encoder = fused.build(model, low, self._seed)
@@ -107,6 +107,7 @@ class CapturedEngine(Engine):
             if graphs.second is not None:
                 self._loss_between(graphs, size, number)
                 graphs.second.replay()
+        self.step_losses = self._losses[: len(plan.sizes)]
         return self._finished([size.targets for size in plan.sizes], epoch)
 
     def peak_bytes(self, measured: int) -> int:
@@ -212,14 +213,13 @@ class CapturedEngine(Engine):
         assert hidden is not None
         assert to_hidden is not None
         assert self._to_items is not None
-        assert self.step_losses is not None
         value, gradient, to_items = self.loss.value_and_gradients(
             hidden[:n], self.model.item_embeddings(), batch.targets[:n], None, self._generators.loss
         )
         to_hidden[:n].copy_(gradient)
         to_hidden[n:].zero_()
         self._to_items.copy_(to_items)
-        self.step_losses[number].copy_(value)
+        self._losses[number].copy_(value)
 
     def _backward(self, hidden: Tensor, to_hidden: Tensor, to_items: Tensor) -> None:
         table = self.model.item_embeddings()
@@ -233,8 +233,7 @@ class CapturedEngine(Engine):
         for optimizer in self.optimizers:
             optimizer.step()
         if value is not None:
-            assert self.step_losses is not None
-            self.step_losses.index_copy_(0, self._index, value.detach().float()[None])
+            self._losses.index_copy_(0, self._index, value.detach().float()[None])
         self._index += 1
         self._seed += 2**20
 

@@ -121,8 +121,9 @@ def test_a_resumed_run_is_bit_equal_to_one_without_interruption(split: Split, lo
         torch.load(tmp_path / name / "last.pt", weights_only=True)["engine"] for name in ("straight", "killed")
     )
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
-    for number, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(state[name], other["optimizer"]["state"][number][name]) for name in state)
+    for optimizer, twin in zip(one["optimizers"], other["optimizers"], strict=True):
+        for number, state in optimizer["state"].items():
+            assert all(torch.equal(state[name], twin["state"][number][name]) for name in state)
 
 
 def test_the_seed_decides_everything_and_nothing_leaks_out(split: Split) -> None:
