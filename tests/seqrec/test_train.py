@@ -152,7 +152,7 @@ def test_every_epoch_of_every_seed_draws_its_own_randomness() -> None:
 def test_settings_reach_the_optimizer(split: Split) -> None:
     run = make(train__learning_rate=0.02, train__beta1=0.8, train__beta2=0.95, train__weight_decay=0.1)
     model = models.build(run.model, split.n_items)
-    defaults = train._engine(run, split, model, torch.device("cpu")).optimizer.defaults
+    defaults = train._engine(run, split, model, torch.device("cpu")).optimizers[0].defaults
     assert (defaults["lr"], defaults["betas"], defaults["weight_decay"]) == (0.02, (0.8, 0.95), 0.1)
     assert defaults["eps"] == 1e-8
 
