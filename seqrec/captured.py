@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class CapturedEngine(Engine):
         self.encoder = fused.build(model, low, self._seed)
         self._graphs: dict[Capacity, _Graphs] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _stream(_default_index(device))
         self._graph_bytes = 0
         self._outside_bytes = 0
         self._warmed = False
@@ -244,6 +245,15 @@ class CapturedEngine(Engine):
             self.encoder.sink.buffer = None
 
 
+@cache
+def _stream(index: int) -> torch.cuda.Stream:
+    """One for the life of the process: the matrix library keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+
+
 def _default_generator(device: torch.device) -> torch.Generator:
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return torch.cuda.default_generators[index]
+    return torch.cuda.default_generators[_default_index(device)]
+
+
+def _default_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

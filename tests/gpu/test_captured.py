@@ -69,9 +69,10 @@ def test_without_dropout_a_captured_step_in_fp32_is_the_eager_one(loss: str, spl
     assert isinstance(captured, CapturedEngine)
     found = curve(captured)
     assert len(found) == 175
-    np.testing.assert_allclose(found[:20], eager[:20], rtol=2e-6)
-    # Rounding grows with every update, and near ties in buckets fall the other way.
-    np.testing.assert_allclose(found, eager, rtol=2e-2 if loss in ("sce", "rece") else 2e-3)
+    # Rounding grows with every update; where a loss looks for nearest items, near ties fall the other way.
+    bucketed = loss in ("sce", "rece")
+    np.testing.assert_allclose(found[:20], eager[:20], rtol=2e-4 if bucketed else 2e-6)
+    np.testing.assert_allclose(found, eager, rtol=2e-2 if bucketed else 2e-3)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -114,7 +115,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_however_its_graphs_were_made(
                 "data": {"path": "amazon_beauty_5core"},
                 "model": MODELS["sasrec"],
                 "loss": {"name": "ce_minus", "n_negatives": 64},
-                "train": {"batch_size": 16, "epochs": epochs, "patience": None, "valid_every": 3},
+                "train": {
+                    "batch_size": 16,
+                    "epochs": epochs,
+                    "patience": None,
+                    "valid_every": 3,
+                    # Weights that stand still: the losses are then functions of masks and negatives alone.
+                    "learning_rate": 1e-30,
+                },
             }
         )
 
@@ -131,7 +139,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_however_its_graphs_were_made(
         train(run(3), split=split, workdir=tmp_path, on_epoch=interrupt)
     resumed = train(run(3), split=split, workdir=tmp_path)
     losses = [[epoch.metrics["train/loss"] for epoch in report.history] for report in (whole, resumed)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    assert len({round(loss, 4) for loss in losses[0]}) == 3, "each epoch has its own masks and negatives"
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_a_blocks_own_values_are_parameters(plan: Any) -> None:
         ),
         (
             "loss: {name: ce_minus, n_negatives: 4}\nderived: {loss.sampling: '3'}\n",
-            r"derived\.loss\.sampling: got 3; expected 'uniform' or 'popularity'",
+            r"derived\.loss\.sampling: got 3; expected 'uniform', 'popularity' or 'in_batch'",
         ),
         (
             "loss: {name: rece, n_buckets: 9}\ngrid: {loss.buckets_per_chunk: [3, 2]}\n",
