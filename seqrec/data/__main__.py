@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import seqrec.data
-from seqrec.config import Data
+from seqrec.config import PROTOCOLS, Data, parse_section
 from seqrec.data.prepare import Counts, prepare
-from seqrec.errors import ConfigError, UserError, message
+from seqrec.errors import ConfigError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,13 +52,18 @@ def _prepare(arguments: argparse.Namespace) -> list[tuple[str, object]]:
 
 
 def _show(arguments: argparse.Namespace) -> list[tuple[str, object]]:
-    if not 0 < arguments.quantile < 1:
-        raise ConfigError(message("--quantile", arguments.quantile, "a number between 0 and 1"))
-    data = Data(path=arguments.data, split=arguments.split, quantile=arguments.quantile)
+    keys = ("split", "quantile", "valid_users", "split_seed", "test_users")
+    try:
+        data = parse_section(Data, {"path": arguments.data} | {key: getattr(arguments, key) for key in keys}, "data")
+    except ConfigError as error:
+        key, _, rest = str(error).removeprefix("data.").partition(":")
+        raise ConfigError(f"--{key.replace('_', '-')}:{rest}") from None
     statistics = seqrec.data.statistics(data)
     return [
         ("name", statistics.name),
         ("digest", statistics.digest),
+        ("split", data.split),
+        *data.protocol().items(),
         *statistics.scope().items(),
         ("longest training history", statistics.longest_train_history),
         *((f"rows {fate}", rows) for fate, rows in statistics.rows),
@@ -82,8 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     show = commands.add_parser("show", help="print the statistics and the fate of every row")
     show.add_argument("data", metavar="FILE_OR_NAME", help="canonical parquet file or bundled data set")
-    show.add_argument("--split", choices=("leave_one_out", "temporal"), default="leave_one_out")
-    show.add_argument("--quantile", type=float, default=0.95, help="where the temporal split cuts (default 0.95)")
+    show.add_argument("--split", choices=tuple(PROTOCOLS), default="leave_one_out")
+    show.add_argument("--quantile", type=float, help="where time is cut (default: temporal 0.95, replay 0.9)")
+    show.add_argument("--valid-users", metavar="SHARE", type=float, help="replay: set aside (default 0.05)")
+    show.add_argument("--split-seed", metavar="N", type=int, help="replay: draws those users (default 42)")
+    show.add_argument("--test-users", choices=("trained", "with_history"), help="replay: default trained, as published")
     return parser
 
 

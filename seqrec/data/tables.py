@@ -27,7 +27,7 @@ class Interactions:
     time: IntArray
     """(n,) timestamp, or order within the user; non-decreasing within a user."""
     has_timestamps: bool
-    """False: `time` only orders a user's own events, and a temporal split is refused."""
+    """False: `time` only orders a user's own events, and splits that cut time are refused."""
     name: str
     """Bundled name or the file's stem."""
     digest: str
@@ -74,14 +74,14 @@ class Statistics:
     """Rows of the prepared file, before the split."""
     n_items: int
     """Catalog of the split; `catalog_size` in expressions. Leave-one-out: every item of the file, held-out ones too.
-    Temporal: the items of the training rows."""
+    Otherwise: the items of the training rows."""
     n_train_users: int
     """Users with at least one training target (two training items)."""
     train_lengths: tuple[tuple[int, int], ...]
     """Histogram of the training histories of those users: (items in history, users), ascending."""
     rows: tuple[tuple[str, int], ...] = field(default=())
     """Fate of every row of the file, each in exactly one: (train | valid | test | history | dropped: reason, rows).
-    `history`: input of the evaluation only (temporal split)."""
+    `history`: input of the evaluation only (never in leave-one-out)."""
     longest_distinct_history: int | None = None
     """Most distinct items in one training history; None: not counted."""
 
