@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.tables import Holdout, IntArray, Interactions, Sequences, Split, Statistics
+from seqrec.data.tables import Holdout, IntArray, Interactions, Sequences, Split, Statistics, distinct
 from seqrec.errors import DataError
 
 TRAIN, VALID, TEST, HISTORY = "train", "valid", "test", "history"
@@ -169,7 +169,7 @@ def _from_place(time: IntArray, place: int) -> Mask:
 
 def _encode(item_id: IntArray, train: Mask) -> tuple[IntArray, IntArray, Mask]:
     """The catalog of the training rows; of every row the item's place in it; and whether it has one (else: 0)."""
-    catalog = np.unique(item_id[train])
+    catalog = distinct(item_id[train])
     item = np.searchsorted(catalog, item_id)
     item[item == len(catalog)] = 0
     known: Mask = catalog[item] == item_id
@@ -251,7 +251,7 @@ def _holdout(user: IntArray, item: IntArray, history: Mask, target: Mask) -> Hol
 
 def _longest_distinct(sequences: Sequences, n_items: int) -> int:
     owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    pairs = np.unique(owner * n_items + sequences.items)
+    pairs = distinct(owner * n_items + sequences.items)
     return int(np.bincount(pairs // n_items).max())
 
 
