@@ -121,6 +121,9 @@ def replay(
     train = ~late & ~of_valid
     if not train.any():
         raise _empty(interactions, "train", "rows before the cut, of users who are not validation's")
+    if not valid_user.any():
+        law = f"data.valid_users ({valid_users}) to be at least one of {len(candidates)} users before the cut"
+        raise _empty(interactions, "valid", law)
     catalog, item, known = _encode(interactions.item_id, train)
 
     early_of_valid = ~late & of_valid
@@ -131,7 +134,7 @@ def replay(
     later = late & ~of_valid & known
     goes_on = np.bincount(owner[later], minlength=len(valid_user)) > 0
     admitted = early_user if test_users == "trained" else np.ones_like(early_user)
-    of_test = (goes_on & admitted & ~valid_user)[owner] & known
+    of_test = (goes_on & admitted)[owner] & known
     from_end, left_of_user = _places_among(user, of_test)
     test = (from_end == 0) & (left_of_user >= 2)
     test_history = from_end > 0

@@ -174,7 +174,7 @@ def test_it_is_its_slow_twin(rows: Rows, quantile: float, valid_users: float, se
     empty = [part for part, kept in (("train", trainable), ("valid", slow.valid), ("test", slow.test)) if not kept]
     event("refused" if empty else "split")
     if empty:
-        with pytest.raises(DataError, match=f"got hand, whose split leaves .*{empty[0]}.* empty; expected"):
+        with pytest.raises(DataError, match=f"got hand, whose split leaves .*({'|'.join(empty)}).* empty; exp"):
             splits.replay(table, quantile, valid_users, seed, who)
         return
     split = splits.replay(table, quantile, valid_users, seed, who)
@@ -222,14 +222,8 @@ def test_the_seed_draws_the_validation_users_and_their_number_is_the_share() -> 
 
 
 def test_simultaneous_rows_fall_in_the_order_of_the_file() -> None:
-    rows = [
-        (1, 5, 1),
-        (1, 6, 1),
-        (1, 7, 9),
-        (1, 5, 9),
-        (1, 6, 9),
-        *[(user, item, 1) for user in (2, 3) for item in (6, 7, 5)],
-    ]
+    rows = [(1, item, time) for item, time in ((5, 1), (6, 1), (7, 9), (5, 9), (6, 9))]
+    rows += [(user, item, 1) for user in (2, 3) for item in (6, 7, 5)]
     split = splits.replay(interactions(rows), 0.8, 0.4, 0, "trained")
     assert evaluated(split.test, split) == {1: ([5, 6, 7, 5], 6)}
     assert list(evaluated(split.valid, split).values()) == [([6, 7], 5)]
@@ -247,9 +241,16 @@ def test_it_needs_timestamps() -> None:
         ([(1, 1, 1), (2, 1, 2), (3, 1, 9)], 0.5, "train"),
         ([(1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 1, 9)], 0.1, "valid"),
         ([(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2), (3, 1, 9)], 0.5, "test"),
-        ([(1, 1, 1), (1, 2, 2), (3, 1, 9)], 0.1, "valid and test"),
+        # seed 0 draws the second of two users
+        ([(1, 1, 1), (1, 2, 2), (2, 1, 1), (3, 1, 9)], 0.5, "valid and test"),
     ],
 )
 def test_a_part_that_is_left_empty_is_refused(rows: Rows, share: float, part: str) -> None:
     with pytest.raises(DataError, match=f"data.path: got hand, whose split leaves {part} empty; expected "):
         splits.replay(interactions(rows), 0.9, share, 0, "trained")
+
+
+def test_a_share_below_one_user_is_refused_in_its_own_words() -> None:
+    law = r"leaves valid empty; expected data\.valid_users \(0\.1\) to be at least one of 4 users before the cut\."
+    with pytest.raises(DataError, match=law):
+        splits.replay(interactions(HAND), 0.6, 0.1, 9, "trained")

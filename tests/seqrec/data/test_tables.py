@@ -82,8 +82,8 @@ def test_an_item_that_the_catalog_does_not_have(split: Split) -> None:
             holdout: Holdout = getattr(split, part)
             with pytest.raises(DataError, match=f"hand: {part} items: {law}"):
                 replace(split, **{part: replace(holdout, history=spoilt(holdout.history, 2, item))})
+            targets = np.where(holdout.targets == 1, item, holdout.targets)
             with pytest.raises(DataError, match=f"hand: {part} targets: {law}"):
-                targets = np.where(holdout.targets == 1, item, holdout.targets)
                 replace(split, **{part: replace(holdout, targets=targets)})
 
 
