@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--users", dest="n_users", metavar="N", type=int, required=True)
     synthesize.add_argument("--items", dest="n_items", metavar="V", type=int, required=True)
     synthesize.add_argument("--out", metavar="FILE.parquet", type=Path, required=True)
+    synthesize.add_argument("--successors", dest="n_successors", metavar="N", type=int, help="of an item (default 3)")
+    synthesize.add_argument("--tastes", dest="n_tastes", metavar="N", type=int, help="classes of items (default 8)")
     for option, kind, words in (
         ("--seed", int, "default 0"),
         ("--mean-length", float, "of a history, before it is clipped; lognormal (default 83)"),

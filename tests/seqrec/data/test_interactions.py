@@ -142,6 +142,17 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
         interactions.read(str(file))
 
 
+def test_a_file_that_is_broken_inside_is_refused(tmp_path: Path) -> None:
+    """Its footer is whole, so that the mistake shows while a column is read."""
+    file = tmp_path / "broken.parquet"
+    write(file, user_id=np.arange(9_000), item_id=np.arange(9_000) * 7919 % 9_001, timestamp=np.arange(9_000))
+    content = bytearray(file.read_bytes())
+    content[100:9_000] = bytes(len(content[100:9_000]))
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.parquet: is not a parquet file that can be read"):
+        interactions.read(str(file))
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DataError, match=r"data\.path: got 'amazon_beauty'.*did you mean amazon_beauty_5core\?"):
         interactions.read("amazon_beauty")

@@ -222,5 +222,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "--mean-length: got 0.0; expected a number >= 1.\n"
     assert main([*command, "--popularity", "9"]) == 2
     assert capsys.readouterr().err.startswith("--popularity: got 9.0; expected a number from ")
+    assert main([*command, "--tastes", "501"]) == 2
+    assert capsys.readouterr().err.startswith("--tastes: got 501; expected a number from 1 to 500.")
     assert main(["synthesize", "--users", "0", "--items", "500", "--out", str(file)]) == 2
     assert capsys.readouterr().err.startswith("--users: got 0; ")
