@@ -42,13 +42,42 @@ SELECTION_METRIC = "valid/ndcg_at_10"
 """What patience, the best checkpoint and the schedulers look at."""
 
 
+PROTOCOLS: dict[str, dict[str, float | int | str]] = {
+    "leave_one_out": {},
+    "temporal": {"quantile": 0.95},
+    "replay": {"quantile": 0.9, "valid_users": 0.05, "split_seed": 42, "test_users": "trained"},
+}
+"""Split -> the keys of `Data` that it reads, with the published values."""
+
+
 class Data(Frozen):
-    """Which interactions, split how. `path`: a canonical parquet file, or the name of a bundled set."""
+    """Which interactions, split how. `path`: a canonical parquet file, or the name of a bundled set.
+
+    null in a key of the split stands for the value of the split's paper; a key that the split does not read is refused.
+    """
 
     path: Annotated[str, Field(min_length=1)]
-    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
-    """Of all timestamps: where the temporal split cuts."""
+    split: Literal["leave_one_out", "temporal", "replay"] = "leave_one_out"
+    quantile: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Where the split cuts time: of all timestamps (temporal) or all rows in order of time (replay)."""
+    valid_users: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the users before the cut that are set aside for validation (replay)."""
+    split_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    """Draws the validation users (replay)."""
+    test_users: Literal["trained", "with_history"] | None = None
+    """Who is tested: users in training, as published, or whoever has a history (replay)."""
+
+    @model_validator(mode="after")
+    def _split_reads_its_keys(self) -> Data:
+        for key in ("quantile", "valid_users", "split_seed", "test_users"):
+            if (value := getattr(self, key)) is not None and key not in PROTOCOLS[self.split]:
+                raise ValueError(f"expected null with split {self.split}, which does not read it|{key}|{value!r}")
+        return self
+
+    def protocol(self) -> dict[str, Any]:
+        """The keys that the split reads, none of them null."""
+        given = {key: getattr(self, key) for key in PROTOCOLS[self.split]}
+        return PROTOCOLS[self.split] | {key: value for key, value in given.items() if value is not None}
 
 
 class Sasrec(Frozen):
@@ -126,10 +155,11 @@ class Run(Frozen):
     evaluation: Evaluation = Evaluation()
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the numbers, as plain JSON values: without the data's path (its digest stands for it)
-        and without evaluation's batch size."""
+        """The part that decides the numbers, as plain JSON values: of the data, the split and all keys that it reads (a
+        digest stands for the path); without evaluation's batch size."""
         tree = self.model_dump(mode="json")
-        del tree["data"]["path"], tree["evaluation"]["batch_size"]
+        tree["data"] = {"split": self.data.split, **self.data.protocol()}
+        del tree["evaluation"]["batch_size"]
         return tree
 
 
@@ -168,6 +198,8 @@ def parse_section(kind: type[Section], tree: object, place: str) -> Section:
     except ValidationError as error:
         problems = error.errors()
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    if first["type"] == "value_error":
+        raise ConfigError(f"{place}.{_broken_law(first)}")
     if not first["loc"]:
         raise ConfigError(message(place, tree, "a mapping"))
     field = str(first["loc"][0])
@@ -226,10 +258,14 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
         got = value.get("name") if isinstance(value, Mapping) else value
         return message(f"{key}.name", got, f"one of {', '.join(LOSSES)}", suggest(str(got), LOSSES))
     if kind == "value_error":
-        law, _, rest = str(context["error"]).partition("|")
-        field, _, got = rest.partition("|")
-        return f"{key}.{field}: got {got}; {law}."
+        return f"{key}.{_broken_law(first)}"
     return message(key, value, _law(kind, context, first["msg"]))
+
+
+def _broken_law(problem: Any) -> str:
+    """What a section's own validator says, `law|field|value`, in the project's form."""
+    law, field, got = str(problem["ctx"]["error"]).split("|", 2)
+    return f"{field}: got {got}; {law}."
 
 
 def _law(kind: str, context: Mapping[str, Any], text: str) -> str:

@@ -38,6 +38,7 @@ def to_json(spec: SweepSpec, plan: Plan, ended: Mapping[str, str], limit: int | 
         "description": spec.description,
         "data": {
             **spec.data.model_dump(mode="json"),
+            **spec.data.protocol(),
             "name": statistics.name,
             "digest": statistics.digest,
             **statistics.scope(),
@@ -93,7 +94,7 @@ def _missing_constraints(plan: Plan) -> list[str]:
 
 def _header(spec: SweepSpec, plan: Plan) -> str:
     statistics, data = plan.statistics, spec.data
-    split = data.split if data.split == "leave_one_out" else f"{data.split} {data.quantile:g}"
+    split = " ".join([data.split, *(f"{key} {_shown(value)}" for key, value in data.protocol().items())])
     lines = [
         f"sweep      {spec.name} ({spec.source})",
         f"data       {statistics.name}, {split}: {statistics.n_users:,} users, {statistics.n_items:,} items, "

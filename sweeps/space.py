@@ -56,8 +56,10 @@ def plan(spec: SweepSpec, statistics: Statistics) -> Plan:
     dropped: list[tuple[Parameters, str]] = []
     infeasible: list[tuple[Parameters, str]] = []
     duplicates = 0
+    keys = spec.data.model_dump() | spec.data.protocol()
+    data: dict[str, Value] = {f"data.{key}": value for key, value in keys.items()}
     for block in spec.blocks:
-        constants = {**_defaults(block), "data.quantile": spec.data.quantile, **statistics.scope()}
+        constants = {**_defaults(block), **_numbers(data), **statistics.scope()}
         for values, seeds in _configurations(block):
             scope = {**constants, **_numbers(values), "train.seed": seeds[0]}
             failed = _first_false(block.program.early, scope)

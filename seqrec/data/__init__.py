@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from seqrec.config import Data
 from seqrec.data import interactions, splits
 from seqrec.data.tables import Split, Statistics
 
+SPLITS: dict[str, Callable[..., Split]] = {
+    "leave_one_out": splits.leave_one_out,
+    "temporal": splits.temporal,
+    "replay": splits.replay,
+}
+"""By name; each takes a table and the keys that `Data.protocol` gives it."""
+
 
 def load(data: Data) -> Split:
     """The data set of a run, split and encoded. Raises DataError for a file that is not canonical, or too small."""
-    table = interactions.read(data.path)
-    if data.split == "temporal":
-        return splits.temporal(table, data.quantile)
-    return splits.leave_one_out(table)
+    return SPLITS[data.split](interactions.read(data.path), **data.protocol())
 
 
 def statistics(data: Data) -> Statistics:

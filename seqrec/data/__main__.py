@@ -1,22 +1,27 @@
-"""python -m seqrec.data prepare | show: data on stdout, messages on stderr, exit code 2 for a user's mistake."""
+"""python -m seqrec.data prepare | synthesize | show: data on stdout, messages on stderr, exit code 2 for a user's
+mistake."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import seqrec.data
-from seqrec.config import Data
+from seqrec.config import PROTOCOLS, Data, parse_section
+from seqrec.data import synthetic
 from seqrec.data.prepare import Counts, prepare
-from seqrec.errors import ConfigError, UserError, message
+from seqrec.errors import ConfigError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code of the command line."""
     arguments = _parser().parse_args(argv)
     try:
-        lines = _prepare(arguments) if arguments.command == "prepare" else _show(arguments)
+        lines = COMMANDS[arguments.command](arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -52,13 +57,15 @@ def _prepare(arguments: argparse.Namespace) -> list[tuple[str, object]]:
 
 
 def _show(arguments: argparse.Namespace) -> list[tuple[str, object]]:
-    if not 0 < arguments.quantile < 1:
-        raise ConfigError(message("--quantile", arguments.quantile, "a number between 0 and 1"))
-    data = Data(path=arguments.data, split=arguments.split, quantile=arguments.quantile)
+    keys = ("split", "quantile", "valid_users", "split_seed", "test_users")
+    with _told_as_options():
+        data = parse_section(Data, {"path": arguments.data} | {key: getattr(arguments, key) for key in keys}, "data")
     statistics = seqrec.data.statistics(data)
     return [
         ("name", statistics.name),
         ("digest", statistics.digest),
+        ("split", data.split),
+        *data.protocol().items(),
         *statistics.scope().items(),
         ("longest training history", statistics.longest_train_history),
         *((f"rows {fate}", rows) for fate, rows in statistics.rows),
@@ -66,8 +73,42 @@ def _show(arguments: argparse.Namespace) -> list[tuple[str, object]]:
     ]
 
 
+def _synthesize(arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    keys = {key: value for key, value in vars(arguments).items() if value is not None}
+    names = [field.name for field in dataclasses.fields(synthetic.Recipe)]
+    with _told_as_options():
+        if arguments.mean_length is not None:
+            keys["length_mu"] = synthetic.length_mu(arguments.mean_length, synthetic.Recipe.length_sigma)
+        recipe = synthetic.Recipe(**{name: keys[name] for name in names if name in keys})
+
+    def tell(users: int, rows: int) -> None:
+        print(f"{users:,} of {recipe.n_users:,} users, {rows:,} interactions", file=sys.stderr)
+
+    done = synthetic.write(recipe, arguments.out, on_block=tell)
+    return [
+        ("file", done.file),
+        ("users", done.users),
+        ("items", recipe.n_items),
+        ("interactions", done.interactions),
+        ("longest history", done.longest),
+    ]
+
+
+@contextmanager
+def _told_as_options() -> Iterator[None]:
+    """A mistake in a key, told by the option that set it."""
+    try:
+        yield
+    except ConfigError as error:
+        key, _, rest = str(error).removeprefix("data.").partition(":")
+        raise ConfigError(f"--{key.removeprefix('n_').replace('_', '-')}:{rest}") from None
+
+
+COMMANDS = {"prepare": _prepare, "synthesize": _synthesize, "show": _show}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m seqrec.data", description="Prepare and look at interactions.")
+    parser = argparse.ArgumentParser(prog="python -m seqrec.data", description="Prepare, make, look at interactions.")
     commands = parser.add_subparsers(dest="command", required=True)
     prepare_ = commands.add_parser("prepare", help="turn a CSV, TSV or parquet file into a canonical one")
     prepare_.add_argument("raw", metavar="RAW", type=Path, help="CSV, TSV (.gz too) or parquet, with a header")
@@ -80,10 +121,30 @@ def _parser() -> argparse.ArgumentParser:
     prepare_.add_argument(
         "--min-user-items", metavar="N", type=int, default=1, help="then drop users with fewer items (papers: 20)"
     )
+    synthesize = commands.add_parser("synthesize", help="make interactions with a popularity tail and an order")
+    synthesize.add_argument("--users", dest="n_users", metavar="N", type=int, required=True)
+    synthesize.add_argument("--items", dest="n_items", metavar="V", type=int, required=True)
+    synthesize.add_argument("--out", metavar="FILE.parquet", type=Path, required=True)
+    synthesize.add_argument("--successors", dest="n_successors", metavar="N", type=int, help="of an item (default 3)")
+    synthesize.add_argument("--tastes", dest="n_tastes", metavar="N", type=int, help="classes of items (default 8)")
+    for option, kind, words in (
+        ("--seed", int, "default 0"),
+        ("--mean-length", float, "of a history, before it is clipped; lognormal (default 83)"),
+        ("--min-length", int, "default 20"),
+        ("--max-length", int, "default 1500"),
+        ("--popularity", float, "an item is drawn with rank**-popularity (default 0.8)"),
+        ("--follow", float, "share of items that are successors of the one before (default 0.5)"),
+        ("--taste", float, "share of the other items that are of the user's taste (default 0.3)"),
+    ):
+        synthesize.add_argument(option, type=kind, help=words)
+    synthesize.add_argument("--every-item", action="store_true", help="each item at least once")
     show = commands.add_parser("show", help="print the statistics and the fate of every row")
     show.add_argument("data", metavar="FILE_OR_NAME", help="canonical parquet file or bundled data set")
-    show.add_argument("--split", choices=("leave_one_out", "temporal"), default="leave_one_out")
-    show.add_argument("--quantile", type=float, default=0.95, help="where the temporal split cuts (default 0.95)")
+    show.add_argument("--split", choices=tuple(PROTOCOLS), default="leave_one_out")
+    show.add_argument("--quantile", type=float, help="where time is cut (default: temporal 0.95, replay 0.9)")
+    show.add_argument("--valid-users", metavar="SHARE", type=float, help="replay: set aside (default 0.05)")
+    show.add_argument("--split-seed", metavar="N", type=int, help="replay: draws those users (default 42)")
+    show.add_argument("--test-users", choices=("trained", "with_history"), help="replay: default trained, as published")
     return parser
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seqrec.config import suggest
-from seqrec.data.tables import IntArray, Interactions
+from seqrec.data.tables import IntArray, Interactions, in_order
 from seqrec.errors import DataError, message
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -48,51 +48,69 @@ def read(path: str) -> Interactions:
         if any(columns.count(name) != 1 for name in wanted) or len(kinds) != 1:
             law = "user_id, item_id, and one of timestamp and order, each once"
             raise DataError(message(f"{file}: columns", ", ".join(columns), law, PREPARE))
-        table = parquet.read(columns=wanted)
+        if parquet.metadata.num_rows == 0:
+            raise DataError(message(f"{file}: rows", 0, "at least one interaction"))
+        user, item = (_integers(parquet, name, file, least=0) for name in ("user_id", "item_id"))
+        time = _integers(parquet, kinds[0], file)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{file}: is not a parquet file that can be read: {reason}. hint: {PREPARE}") from None
-    if table.num_rows == 0:
-        raise DataError(message(f"{file}: rows", 0, "at least one interaction"))
-    user, item = (_integers(table[name], name, file, least=0) for name in ("user_id", "item_id"))
-    time = _integers(table[kinds[0]], kinds[0], file)
     return _sorted(user, item, time, has_timestamps=kinds == ["timestamp"], file=file)
 
 
-def _integers(column: pa.ChunkedArray, name: str, file: Path, least: int | None = None) -> IntArray:
-    """A column as int64. Raises DataError for its first value that is missing, too large or below `least`."""
-    if not pa.types.is_integer(column.type):
-        raise DataError(message(f"{file}: {name}", str(column.type), "a column of integers", PREPARE))
-    if column.null_count:
-        raise _bad_row(file, name, pc.is_null(column), "nothing", "an integer in every row")
-    try:
-        values = np.from_dlpack(column.cast(pa.int64()).combine_chunks()).astype(np.int64, copy=False)
-    except pa.ArrowInvalid:
-        largest = pc.max(column)
-        raise _bad_row(file, name, pc.equal(column, largest), largest, "an integer below 2**63") from None
+def _integers(parquet: pq.ParquetFile, name: str, file: Path, least: int | None = None) -> IntArray:
+    """A column as int64, read a batch at a time: memory is that of the result.
+
+    Raises DataError for its first value that is missing, too large or below `least`.
+    """
+    kind = parquet.schema_arrow.field(name).type
+    if not pa.types.is_integer(kind):
+        raise DataError(message(f"{file}: {name}", str(kind), "a column of integers", PREPARE))
+    values = np.empty(parquet.metadata.num_rows, dtype=np.int64)
+    rows = 0
+    for batch in parquet.iter_batches(columns=[name]):
+        column = batch.column(0)
+        if column.null_count or (kind == pa.uint64() and pc.max(column).as_py() >= 2**63):
+            raise _refused(parquet.read(columns=[name])[name], name, file)
+        values[rows : rows + len(column)] = np.from_dlpack(column)
+        rows += len(column)
     if least is not None and values.min() < least:
         first = int(np.argmax(values < least))
-        raise _bad_row(file, name, pc.less(column, least), int(values[first]), f"an integer >= {least}")
+        found = int(np.count_nonzero(values < least))
+        raise _bad_row(file, name, first + 1, found, int(values[first]), f"an integer >= {least}")
     return values
 
 
-def _bad_row(file: Path, name: str, bad: pa.ChunkedArray, got: object, law: str) -> DataError:
-    row, rows = bad.index(True).as_py() + 1, pc.sum(bad).as_py()
+def _refused(column: pa.ChunkedArray, name: str, file: Path) -> DataError:
+    """What is wrong with a whole column that has missing or too large values."""
+    if column.null_count:
+        bad = pc.is_null(column)
+        law, got = "an integer in every row", "nothing"
+    else:
+        bad = pc.greater_equal(column, pa.scalar(2**63, pa.uint64()))
+        law, got = "an integer below 2**63", column[bad.index(True).as_py()].as_py()
+    return _bad_row(file, name, bad.index(True).as_py() + 1, pc.sum(bad).as_py(), got, law)
+
+
+def _bad_row(file: Path, name: str, row: int, rows: int, got: object, law: str) -> DataError:
     more = f" ({rows} such rows)" if rows > 1 else ""
     return DataError(f"{file}: {name}, row {row}: got {got}; expected {law}{more}.")
 
 
 def _sorted(user: IntArray, item: IntArray, time: IntArray, *, has_timestamps: bool, file: Path) -> Interactions:
-    same_user = user[1:] == user[:-1]
-    ordered = (user[1:] > user[:-1]) | (same_user & (time[1:] >= time[:-1]))
+    row = None
     # Prepared files are sorted already; lexsort is stable, so that events of one moment stay in the order of the file.
-    row = np.arange(len(user)) if ordered.all() else np.lexsort((time, user))
-    user, item, time = user[row], item[row], time[row]
+    if not in_order(user, time):
+        row = np.lexsort((time, user))
+        user = user[row]
+        item = item[row]
+        time = time[row]
     if not has_timestamps:
         twice = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
         if twice.any():
             first = int(np.argmax(twice))
-            where = f"{file}: order, rows {row[first] + 1} and {row[first + 1] + 1}"
+            one, other = (first, first + 1) if row is None else (row[first], row[first + 1])
+            where = f"{file}: order, rows {one + 1} and {other + 1}"
             raise DataError(f"{where}: got {time[first]} twice for user {user[first]}; expected a place of its own.")
     return Interactions(user, item, time, has_timestamps, file.stem, _digest(user, item, time, has_timestamps))
 

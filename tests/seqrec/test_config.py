@@ -47,7 +47,22 @@ def changed(key: str, value: object, base: dict[str, Any] = BASE) -> dict[str, A
         ("trian", {}, "trian: unknown key. hint: did you mean train?"),
         ("model.n_heads", 3, "model.n_heads: got 3; expected a divisor of hidden_size (64)."),
         ("model.dropout", 1.0, "model.dropout: got 1.0; expected a number < 1.0."),
-        ("data.split", "loo", "data.split: got 'loo'; expected 'leave_one_out' or 'temporal'."),
+        ("data.split", "loo", "data.split: got 'loo'; expected 'leave_one_out', 'temporal' or 'replay'."),
+        (
+            "data.quantile",
+            0.9,
+            "data.quantile: got 0.9; expected null with split leave_one_out, which",
+        ),
+        (
+            "data",
+            {"path": "x", "split": "temporal", "test_users": "trained"},
+            "data.test_users: got 'trained'; ",
+        ),
+        (
+            "data",
+            {"path": "x", "split": "replay", "valid_users": 1.0},
+            "data.valid_users: got 1.0; expected a number",
+        ),
         ("data.path", "", "data.path: got ''; expected text that is not empty."),
     ],
 )
@@ -83,7 +98,8 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
         for name, kind in config.LOSSES.items()
     }
     other: dict[str, object] = {
-        "data.split": "temporal", "data.path": "other", "data.quantile": 0.9, "model.initialization": "xavier_normal",
+        "data.split": "temporal", "data.path": "other", "data.quantile": 0.8, "data.valid_users": 0.1,
+        "data.split_seed": 7, "data.test_users": "with_history", "model.initialization": "xavier_normal",
         "model.ffn_dropout": "after_relu", "model.mask_padding": True, "model.dropout": 0.11, "train.drop_last": True,
         "train.patience": None, "train.beta1": 0.8, "train.beta2": 0.9, "train.learning_rate": 0.5,
         "train.weight_decay": 0.5, "evaluation.exclude_seen": False, "loss.gbce_t": 0.5, "loss.sampling": "popularity",
@@ -93,10 +109,13 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
     }  # fmt: skip
     checked = 0
     for name, loss in losses.items():
-        base = {**BASE, "loss": loss}
-        before = _flat(config.parse(base))
+        plain = {**BASE, "loss": loss}
         for key in config.known_keys("sasrec", name) - {"model.name", "loss.name"}:
             value = other.get(key, 16)
+            # A split refuses the keys that it does not read; replay reads all of them.
+            replays = key.startswith("data.") and key not in ("data.path", "data.split")
+            base = changed("data.split", "replay", plain) if replays else plain
+            before = _flat(config.parse(base))
             after = (
                 _flat(config.parse(changed(key, value, base))) if key != "loss.sampling" or name != "ce_minus" else None
             )
@@ -128,6 +147,26 @@ def test_identity_leaves_out_only_what_cannot_change_a_number() -> None:
         config.parse(changed("train.learning_rate", 1)).identity()
         == config.parse(changed("train.learning_rate", 1.0)).identity()
     )
+
+
+def test_identity_holds_every_number_of_the_split_and_no_other() -> None:
+    """What null stands for is spelled out, so that a result never depends on a default that may change."""
+
+    def data(**keys: object) -> dict[str, Any]:
+        return config.parse({**BASE, "data": {"path": "x", **keys}}).identity()["data"]
+
+    assert data() == {"split": "leave_one_out"}
+    assert data(split="temporal") == data(split="temporal", quantile=0.95) == {"split": "temporal", "quantile": 0.95}
+    published = {"split": "replay", "quantile": 0.9, "valid_users": 0.05, "split_seed": 42, "test_users": "trained"}
+    assert data(split="replay") == data(**published) == published
+    for key, value in (("quantile", 0.8), ("valid_users", 0.1), ("split_seed", 0), ("test_users", "with_history")):
+        assert data(split="replay", **{key: value}) == published | {key: value}
+
+
+def test_a_run_written_out_is_read_back() -> None:
+    for split in ("leave_one_out", "temporal", "replay"):
+        run = config.parse(changed("data.split", split))
+        assert config.Run.model_validate_json(run.model_dump_json()) == run
 
 
 @pytest.mark.parametrize(

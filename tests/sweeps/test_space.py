@@ -87,6 +87,18 @@ def test_expressions_may_read_defaults_data_and_each_other(plan: Any) -> None:
     assert made.cells[0].run.loss.bucket_size_x == 260
 
 
+def test_expressions_read_what_null_stands_for(plan: Any) -> None:
+    text = "loss: {name: sce, bucket_size_x: 3, bucket_size_y: 4}\nderived: {loss.n_buckets: data.quantile * 100}\n"
+    assert plan(text, "data.quantile=null").cells[0].run.loss.n_buckets == 95
+    replay = ("data.quantile=null", "data.split=replay")
+    made = plan(text, *replay)
+    assert made.cells[0].run.loss.n_buckets == 90
+    assert made.cells[0].cell_key == plan(text, *replay, "data.split_seed=42").cells[0].cell_key
+    assert made.cells[0].cell_key != plan(text, *replay, "data.split_seed=43").cells[0].cell_key
+    with pytest.raises(SpecError, match=r"derived\.loss\.n_buckets: .*data\.quantile.*null"):
+        plan(text, "data.quantile=null", "data.split=leave_one_out")
+
+
 def test_every_point_is_in_exactly_one_place(plan: Any) -> None:
     made = plan(
         """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,45 @@ def test_a_file_that_is_not_canonical_is_refused(tmp_path: Path, change: dict[st
     assert words in str(refusal.value)
 
 
+def test_a_column_is_read_in_pieces_and_its_rows_counted_through(tmp_path: Path) -> None:
+    """More rows than one batch of the reader holds."""
+    n = 150_001
+    item = np.random.default_rng(0).integers(0, 2**40, n)
+    good = {"user_id": np.arange(n), "item_id": item, "timestamp": np.arange(n, dtype=np.uint32).astype(np.uint16)}
+    table = interactions.read(write(tmp_path / "long.parquet", **good))
+    assert np.array_equal(table.item_id, item)
+    assert np.array_equal(table.time, np.arange(n) % 2**16)
+    far = [None if i in (140_000, 150_000) else i for i in range(n)]
+    large = np.full(n, 5, dtype=np.uint64)
+    large[120_000:] = 2**64 - 1
+    for name, column, words in (
+        ("user_id", far, "user_id, row 140001: got nothing; expected an integer in every row (2 such rows)."),
+        ("timestamp", large, f"timestamp, row 120001: got {2**64 - 1}; expected an integer below 2**63 (30001 such"),
+        (
+            "item_id",
+            np.where(np.arange(n) > 149_990, -7, item),
+            "item_id, row 149992: got -7; expected an integer >= 0",
+        ),
+    ):
+        with pytest.raises(DataError) as refusal:
+            interactions.read(write(tmp_path / "long.parquet", **good | {name: column}))
+        assert words in str(refusal.value)
+
+
+def test_reading_takes_little_more_than_the_result(tmp_path: Path) -> None:
+    """Peak of NumPy's and Arrow's memory together, for sorted rows; the result is three columns of 8 bytes."""
+    n = 2_000_000
+    columns = {"user_id": np.arange(n), "item_id": np.arange(n) % 999, "timestamp": np.zeros(n, dtype=np.int64)}
+    file = write(tmp_path / "long.parquet", **columns)
+    code = (
+        "import sys, tracemalloc, pyarrow as pa; from seqrec.data import interactions; tracemalloc.start();"
+        "interactions.read(sys.argv[1]);"
+        "print(tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    assert sum(map(int, done.stdout.split())) < 1.6 * 24 * n, done.stdout
+
+
 def test_columns_are_named_when_some_are_missing(tmp_path: Path) -> None:
     file = write(tmp_path / "bad.parquet", userid=[1], itemid=[2], timestamp=[3])
     with pytest.raises(
@@ -99,6 +139,17 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ratings.csv"
     file.write_text("user_id,item_id,timestamp\n1,2,3\n")
     with pytest.raises(DataError, match=r"ratings\.csv: is not a parquet file.*hint: python -m seqrec\.data prepare"):
+        interactions.read(str(file))
+
+
+def test_a_file_that_is_broken_inside_is_refused(tmp_path: Path) -> None:
+    """Its footer is whole, so that the mistake shows while a column is read."""
+    file = tmp_path / "broken.parquet"
+    write(file, user_id=np.arange(9_000), item_id=np.arange(9_000) * 7919 % 9_001, timestamp=np.arange(9_000))
+    content = bytearray(file.read_bytes())
+    content[100:9_000] = bytes(len(content[100:9_000]))
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.parquet: is not a parquet file that can be read"):
         interactions.read(str(file))
 
 

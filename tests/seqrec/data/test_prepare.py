@@ -226,7 +226,9 @@ def test_the_commands_speak_on_the_right_stream(tmp_path: Path, capsys: pytest.C
     [
         ["show", "nothing.parquet"],
         ["show", "amazon_beauty_5core", "--split", "temporal"],
-        ["show", "amazon_beauty_5core", "--quantile", "1.5"],
+        ["show", "amazon_beauty_5core", "--split", "replay"],
+        ["show", "amazon_beauty_5core", "--quantile", "0.9"],
+        ["show", "amazon_beauty_5core", "--split", "temporal", "--quantile", "1.5"],
         ["prepare", "nothing.csv", "--out", "x.parquet"],
         ["prepare", "nothing.csv", "--out", "pyproject.toml"],
         ["prepare", "nothing.csv", "--out", "x.parquet", "--min-user-items", "0"],
