@@ -95,6 +95,7 @@ def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *,
         item_counts=split.item_users,
         n_train_users=len(split.train),
         trim=run.model.mask_padding,
+        memory_bytes=run.evaluation.memory_bytes,
     )
 
 

@@ -71,11 +71,11 @@ def twin(model: Toy, held: Holdout, max_length: int, exclude_seen: bool) -> tupl
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("coarse", [True, False], ids=["ties", "no ties"])
 @pytest.mark.parametrize(
-    ("batch_size", "score_bytes", "max_length", "trim"),
+    ("batch_size", "memory_bytes", "max_length", "trim"),
     [(23, 2**20, 9, False), (4, 2**20, 3, True), (7, 3 * 8 * V + 1, 9, True), (5, 1, 2, False)],
 )
 def test_ranks_and_lists_are_the_twins(
-    exclude_seen: bool, coarse: bool, batch_size: int, score_bytes: int, max_length: int, trim: bool
+    exclude_seen: bool, coarse: bool, batch_size: int, memory_bytes: int, max_length: int, trim: bool
 ) -> None:
     for seed in range(3):
         model, held = Toy(seed, coarse=coarse), holdout(seed)
@@ -92,7 +92,7 @@ def test_ranks_and_lists_are_the_twins(
             item_counts=users_of_item,
             n_train_users=40,
             trim=trim,
-            score_bytes=score_bytes,
+            memory_bytes=memory_bytes,
         )
         ranks, lists = twin(model, held, max_length, exclude_seen)
         expected = metrics.ranking_metrics(torch.tensor(ranks), CUTOFFS)
