@@ -69,7 +69,7 @@ def evaluate(
     targets = _upload(holdout.targets[order].astype(np.int64), device)
     ranks = torch.empty_like(targets)
     repeats = np.zeros(n_users, dtype=bool)
-    tops = torch.empty((n_users, k), dtype=torch.int32, pin_memory=device.type == "cuda")
+    tops = torch.empty((n_users, k), dtype=torch.int32, pin_memory=lists and device.type == "cuda")
     with _evaluation_mode(model):
         embeddings_VD = model.item_embeddings().float()
         if len(embeddings_VD) != n_items:

@@ -126,7 +126,7 @@ class Ranker:
         members = self._grouped(scores).gather(1, inside).squeeze(1)
         mine = members.gather(1, place[:, None])
         lower = ((members == mine) & (self._places < place[:, None])).sum(1)
-        home = (targets_U // self.tile.items).clamp(max=self.n_tiles - 1) == number
+        home = targets_U // self.tile.items == number
         return torch.where(home, mine.squeeze(1), known[0]), torch.where(home, lower, known[1])
 
     def _ahead(self, scores: Tensor, number: int, targets_U: Tensor, mine_U: Tensor, buffer: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def seen_cells(owners: IntArray, items: IntArray, n_users: int, tile: Tile, n_it
     """
     n_tiles = tile.count(n_items)
     n_slabs = -(-n_users // tile.users)
-    number = np.minimum(items // tile.items, n_tiles - 1)
+    number = items // tile.items
     starts = np.array([tile.start(at, n_items) for at in range(n_tiles)], dtype=np.int64)
     cells = owners % tile.users * tile.items + items - starts[number]
     key = owners // tile.users * n_tiles + number
