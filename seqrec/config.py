@@ -104,8 +104,8 @@ class Evaluation(Frozen):
     """Items of the user's history are no candidates. A repeated item is then a certain miss."""
     batch_size: Count = 256
     """Users encoded at a time; bounds memory, does not change results."""
-    memory_bytes: Count = EVALUATION_BYTES
-    """Most bytes of scores and what is made of them while users are ranked; does not change results."""
+    memory_bytes: Annotated[int, Field(ge=2**16)] = EVALUATION_BYTES
+    """Most bytes of scores, and of what is made of them, while users are ranked; does not change results."""
 
 
 Model = Annotated[Sasrec, Field()]

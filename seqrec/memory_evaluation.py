@@ -64,9 +64,11 @@ def tile_for(memory_bytes: int, users: int, n_items: int, k: int) -> Tile:
         return whole._replace(users=_balanced(users, fit))
     slab = min(users, STREAMED_USERS)
     while True:
-        width = _widest(memory_bytes // slab, n_items, k)
-        if slab == 1 or width >= min(LEAST_WIDTH, n_items):
-            return _tile(_balanced(users, slab), width, n_items, k)
+        even = _balanced(users, slab)
+        width = _widest(memory_bytes // even, n_items, k)
+        tile = _tile(even, width, n_items, k)
+        if slab == 1 or (width >= min(LEAST_WIDTH, n_items) and scoring_bytes(tile, k) <= memory_bytes):
+            return tile
         slab //= 2
 
 
@@ -107,11 +109,11 @@ def encoding_bytes(model: config.Sasrec, users: int, length: int) -> int:
     """Bytes of encoding `users` full histories of `length` items without gradients: an upper bound on any others.
 
     Worst inside attention: input, normalised and projected queries, keys and values as states; the last three again in
-    the grid, attention's output, and its copy where heads are more than one. Ids, places and indices beside it.
+    the grid, attention's output and a copy of it; where pads are no keys, the zeros that keys and values replace. Ids,
+    places and indices beside it.
     """
-    cells = users * length
-    grids = 5 + 4 + (1 if model.n_heads > 1 else 0)
-    return cells * (grids * FLOAT * model.hidden_size + 7 * ID)
+    copies = 5 + 5 + (2 if model.mask_padding else 0)
+    return users * length * (copies * FLOAT * model.hidden_size + 7 * ID)
 
 
 def _histories(run: config.Run, statistics: Statistics) -> tuple[int, int, int]:
