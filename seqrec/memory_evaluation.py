@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 LEAST_GROUP = 32
 """Items of a group at least: maxima of shorter runs cost as much as whole reductions."""
 
-LEAST_USERS = 16
+LEAST_USERS = 32
 """Whole rows of scores are kept while those of so many users fit; fewer would waste the matrix product."""
+
+COMPARED_PARTS = 8
+"""A tile is compared with its targets in so many parts of its users: the results of one are still in the cache when
+they are added up, and take an eighth of the tile's memory."""
 
 STREAMED_USERS = 256
 """Users of a tile that is not as wide as the catalog: each slab of users reads the item table twice."""
@@ -58,16 +62,18 @@ def tile_for(memory_bytes: int, users: int, n_items: int, k: int) -> Tile:
     count and the list. Otherwise narrower tiles for more users, and two products. At least one user and `LEAST_GROUP`
     items, whatever the budget.
     """
-    whole = _tile(1, n_items, n_items, k)
-    fit = memory_bytes // scoring_bytes(whole, k)
+    whole = _tile(COMPARED_PARTS, n_items, n_items, k)
+    fit = COMPARED_PARTS * memory_bytes // scoring_bytes(whole, k)
+    while fit and scoring_bytes(whole._replace(users=fit), k) > memory_bytes:
+        fit -= 1
     if fit >= min(users, LEAST_USERS) and whole.items <= MOST_WIDTH:
         return whole._replace(users=_balanced(users, fit))
     slab = min(users, STREAMED_USERS)
     while True:
-        even = _balanced(users, slab)
-        width = _widest(memory_bytes // even, n_items, k)
-        tile = _tile(even, width, n_items, k)
-        if slab == 1 or (width >= min(LEAST_WIDTH, n_items) and scoring_bytes(tile, k) <= memory_bytes):
+        tile = _widest(memory_bytes, _balanced(users, slab), n_items, k)
+        # A group less than the least width: whole groups are fewer items.
+        wide = tile.items + tile.group > min(LEAST_WIDTH, n_items)
+        if slab == 1 or (wide and scoring_bytes(tile, k) <= memory_bytes):
             return tile
         slab //= 2
 
@@ -75,9 +81,10 @@ def tile_for(memory_bytes: int, users: int, n_items: int, k: int) -> Tile:
 def scoring_bytes(tile: Tile, k: int) -> int:
     """Bytes that ranking one slab of users holds at its worst, besides states, targets and ids of seen items.
 
-    Always scores and the comparison with the target's. Of a group, for ranks: a threshold and on which side of the
-    target it lies; for lists: its maximum, that in the order of keys, and the key of 8 bytes. Of a candidate for lists
-    (the members of the k best groups): its score, that in the order of keys, key and id. k keys, before and after.
+    Always scores, and of a part of the users the comparison with the target's. Of a group, for ranks: a threshold and
+    on which side of the target it lies; for lists: its maximum, that in the order of keys, and the key of 8 bytes. Of a
+    candidate for lists (the members of the k best groups): its score, that in the order of keys, key and id. k keys,
+    before and after.
     """
     groups = tile.items // tile.group
     candidates = min(k, groups) * tile.group
@@ -87,7 +94,12 @@ def scoring_bytes(tile: Tile, k: int) -> int:
     work = max(ranks, best, merge) if k else ranks
     # Target's score, its group and the count of what is ahead.
     own = 12 * ID + tile.group * (FLOAT + ID)
-    return tile.users * (2 * FLOAT * tile.items + work + own)
+    return FLOAT * tile.items * (tile.users + compared_users(tile.users)) + tile.users * (work + own)
+
+
+def compared_users(users: int) -> int:
+    """How many of a tile's users are compared with their targets at a time."""
+    return math.ceil(users / COMPARED_PARTS)
 
 
 def evaluation_bytes(run: config.Run, statistics: Statistics) -> int:
@@ -139,9 +151,10 @@ def _balanced(users: int, most: int) -> int:
     return math.ceil(users / math.ceil(users / most))
 
 
-def _widest(user_bytes: int, n_items: int, k: int) -> int:
-    """The widest tile of one user within `user_bytes`, in items; bytes grow with the width but for steps of groups."""
-    width = min(n_items, MOST_WIDTH, user_bytes // (2 * FLOAT))
-    while width > LEAST_GROUP and scoring_bytes(_tile(1, width, n_items, k), k) > user_bytes:
+def _widest(memory_bytes: int, users: int, n_items: int, k: int) -> Tile:
+    """The widest tile of `users` within the budget, or the narrowest; bytes grow with the width but for steps of
+    groups."""
+    width = min(n_items, MOST_WIDTH, memory_bytes // (FLOAT * (users + compared_users(users))))
+    while width > LEAST_GROUP and scoring_bytes(_tile(users, width, n_items, k), k) > memory_bytes:
         width -= max(1, width // 64)
-    return max(width, 1)
+    return _tile(users, max(width, 1), n_items, k)
