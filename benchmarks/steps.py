@@ -88,9 +88,7 @@ def measure(split: Split, name: str, batch_size: int, keys: dict[str, Any], devi
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
-    batches = _First(
-        split.train, max_length=200, batch_size=batch_size, drop_last=True, seed=1, trim=False, device=device
-    )
+    batches = _First(split.train, max_length=200, batch_size=batch_size, drop_last=True, seed=1, device=device)
     engine = Engine(model, loss, sampler, batches, run.train, device)
     engine.run_epoch(1)
     times_s: list[float] = []

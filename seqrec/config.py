@@ -95,6 +95,14 @@ class Train(Frozen):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     drop_last: bool = False
     """True, as published: an epoch's last, smaller batch is dropped."""
+    optimizer: Literal["adam", "rowwise_adam", "lazy_adam"] = "adam"
+    """What Adam keeps and touches of the item table; `seqrec.optimizers` says more."""
+    engine: Literal["auto", "eager", "captured"] = "auto"
+    """eager: operation by operation, the reference; captured: steps replayed as CUDA graphs, with fused kernels; auto:
+    captured on a GPU, eager elsewhere."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the encoder's matrix products and attention; weights, norms, optimiser and losses are always fp32. auto: bf16
+    where steps are captured, else fp32."""
 
 
 class Evaluation(Frozen):

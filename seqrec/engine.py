@@ -1,37 +1,46 @@
 """One optimisation step on the device, and an epoch of them.
 
 The seam between training's logic and its speed: `Engine` is all that the trainer knows of devices, gradients and
-optimisers. Within an epoch nothing is copied from the device, so that its queue never runs dry.
+optimisers. Within an epoch nothing is copied from the device, so that its queue never runs dry. This one runs operation
+by operation, in fp32 unless told otherwise: the reference. `seqrec.captured` replays whole steps.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from seqrec import seeding
+from seqrec import optimizers, seeding
 from seqrec.config import Train
-from seqrec.data.batches import Batch, CausalBatches
-from seqrec.data.negatives import NegativeSampler
+from seqrec.data.batches import Batch, Batches
+from seqrec.data.negatives import Negatives, NegativeSampler
 from seqrec.errors import DivergedError
 from seqrec.losses import Loss
 from seqrec.models import SequenceModel
 
 
 class Engine:
-    """Adam on the mean loss of a batch, eager, in fp32. `sampler` is None for a loss that wants no negatives."""
+    """Adam on the mean loss of a batch. `sampler` is None for a loss that wants no negatives.
+
+    low: the dtype of matrix products and attention; parameters, norms and the loss are float32.
+    """
+
+    step_losses: Tensor | None = None
+    """(n_batches,) float32 on the device: the loss of every step of the last epoch."""
 
     def __init__(
         self,
         model: SequenceModel,
         loss: Loss,
         sampler: NegativeSampler | None,
-        batches: CausalBatches,
+        batches: Batches,
         settings: Train,
         device: torch.device,
+        low: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -39,42 +48,64 @@ class Engine:
         self.batches = batches
         self.seed = settings.seed
         self.device = device
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.low = low
+        self.optimizers = optimizers.build(model, settings)
 
     def run_epoch(self, epoch: int) -> float:
-        """Trains on every batch of epoch `epoch` (1-based) once; the mean loss over its positions.
+        """Trains on every batch of epoch `epoch` (1-based) once; the mean loss over its targets.
 
         Raises DivergedError, once the epoch is over, if a loss or a parameter was not finite.
         """
         generators = seeding.begin_epoch(self.seed, epoch, self.device)
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        n_positions = 0
+        losses, sizes = [], []
         for batch in self.batches.epoch(epoch):
-            total += self._step(batch, generators) * len(batch.targets)
-            n_positions += len(batch.targets)
-        assert n_positions, "an epoch without a batch"
-        mean = float(total) / n_positions
+            losses.append(self._step(batch, generators))
+            sizes.append(len(batch.targets))
+        assert losses, "an epoch without a batch"
+        self.step_losses = torch.stack(losses)
+        return self._finished(sizes, epoch)
+
+    def _finished(self, sizes: list[int], epoch: int) -> float:
+        """The mean of the epoch's losses over its targets. The first time in the epoch that the device is waited
+        for."""
+        assert self.step_losses is not None
+        losses: list[float] = self.step_losses.tolist()
+        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
         self._check_finite(mean, epoch)
         return mean
 
+    def peak_bytes(self, measured: int) -> int:
+        """Most bytes that the last epoch's steps needed at a time. measured: the allocator's own peak."""
+        return measured
+
     def _step(self, batch: Batch, generators: seeding.EpochGenerators) -> Tensor:
         """One update; the detached loss, still on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
-        negatives = None
-        if self.sampler is not None:
-            negatives = self.sampler.draw(batch.targets, batch.rows, batch.users, generators.negatives)
-        hidden = self.model.states(batch.items, batch.valid, batch.positions)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        negatives = self._negatives(batch, generators.negatives)
+        with self._lowered():
+            hidden = self.model.states(batch.windows)
+        if batch.predicted is not None:
+            hidden = hidden.index_select(0, batch.predicted)
         loss = cast(Tensor, self.loss(hidden, self.model.item_embeddings(), batch.targets, negatives, generators.loss))
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.detach()
+
+    def _negatives(self, batch: Batch, generator: torch.Generator) -> Negatives | None:
+        if self.sampler is None:
+            return None
+        return self.sampler.draw(
+            batch.targets, batch.rows, batch.users, generator, longest=batch.windows.longest, count=batch.count
+        )
+
+    def _lowered(self) -> AbstractContextManager[object]:
+        """Where the encoder's matrix products take operands of the low dtype."""
+        if self.low == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.low)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         parameters = list(self.model.named_parameters())
@@ -91,9 +122,11 @@ class Engine:
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, object]:
-        """Model and optimiser, for a checkpoint."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Model and optimisers, for a checkpoint."""
+        return {"model": self.model.state_dict(), "optimizers": [one.state_dict() for one in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.model.load_state_dict(cast(dict[str, Tensor], state["model"]))
-        self.optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))
+        saved = cast(list[dict[str, object]], state["optimizers"])
+        for optimizer, one in zip(self.optimizers, saved, strict=True):
+            optimizer.load_state_dict(one)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.config import CUTOFFS, EVALUATION_BYTES
-from seqrec.data.batches import DeviceSequences, history_batch
+from seqrec.data.batches import DeviceSequences, Windows, history_windows
 from seqrec.data.tables import Holdout, IntArray, Sequences
 from seqrec.memory_evaluation import tile_for
 from seqrec.metrics import list_metrics, ranking_metrics
@@ -26,8 +26,8 @@ from seqrec.ranking import Ranker, exact_products, seen_cells
 class Encoder(Protocol):
     """What is evaluated: hidden states of histories, and one embedding an item."""
 
-    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
-        """(B, T) ids, left-padded, and where they are valid -> (B, T, D); the last column is used."""
+    def encode(self, windows: Windows) -> Tensor:
+        """(R, D): the state of each history from which its next item is predicted."""
 
     def item_embeddings(self) -> Tensor:
         """(V, D)"""
@@ -46,16 +46,14 @@ def evaluate(
     lists: bool = False,
     item_counts: IntArray | None = None,
     n_train_users: int | None = None,
-    trim: bool = False,
     memory_bytes: int = EVALUATION_BYTES,
 ) -> dict[str, float]:
     """Every ranking metric at every cutoff, and `repeat_targets`, the share of targets that the history holds already.
 
     lists: add coverage and surprisal, from `item_counts` (V,), the training users that have each item
-    (`Split.item_users`), and `n_train_users` (`len(split.train)`). trim: cut a batch to its longest history, for models
-    that give the same states then. memory_bytes: most bytes alive at a time while users are ranked (of one user and a
-    few items, if that is more); encoding a batch comes before that, and histories are on the device throughout. A model
-    in training mode is switched to evaluation and back.
+    (`Split.item_users`), and `n_train_users` (`len(split.train)`). memory_bytes: most bytes alive at a time while users
+    are ranked (of one user and a few items, if that is more); encoding a batch comes before that, and histories are on
+    the device throughout. A model in training mode is switched to evaluation and back.
     """
     if lists and (item_counts is None or n_train_users is None):
         raise ValueError("item_counts, n_train_users: got None; expected both with lists.")
@@ -63,8 +61,8 @@ def evaluate(
     history = DeviceSequences.of(holdout.history, device)
     lengths = holdout.history.lengths
     n_users, k = len(lengths), max(CUTOFFS) if lists else 0
-    # Users of similar length together, or one long history would make every batch long.
-    order = np.argsort(lengths, kind="stable") if trim else np.arange(n_users)
+    # Users of similar length together, or one long history would make every batch's rectangles long.
+    order = np.argsort(lengths, kind="stable")
     rows = _upload(order, device)
     targets = _upload(holdout.targets[order].astype(np.int64), device)
     ranks = torch.empty_like(targets)
@@ -78,8 +76,7 @@ def evaluate(
         ranker = Ranker(embeddings_VD, tile, k)
         for start in range(0, n_users, batch_size):
             batch = order[start : start + batch_size]
-            length = min(max_length, int(lengths[batch].max())) if trim else max_length
-            hidden_BD = _last_states(model, history, rows[start : start + batch_size], length)
+            hidden_BD = _last_states(model, history, rows[start : start + batch_size], lengths[batch], max_length)
             owners, items = _pairs(holdout.history, batch)
             repeats[batch[owners[items == holdout.targets[batch][owners]]]] = True
             cells, bounds = seen_cells(owners, items, len(batch), tile, n_items)
@@ -114,10 +111,11 @@ def _evaluation_mode(model: Encoder) -> Iterator[None]:
             model.train(training)
 
 
-def _last_states(model: Encoder, history: DeviceSequences, rows_B: Tensor, length: int) -> Tensor:
-    """(B, D) float32 states at the ends of the histories `rows_B`, read through windows of `length` items."""
-    # A copy, or the states of all positions would stay alive with it.
-    return model.encode(*history_batch(history, rows_B, length))[:, -1].to(torch.float32, copy=True)
+def _last_states(
+    model: Encoder, history: DeviceSequences, rows_B: Tensor, lengths_B: IntArray, max_length: int
+) -> Tensor:
+    """(B, D) float32 states that the histories `rows_B`, of `lengths_B` items each (on the host), end in."""
+    return model.encode(history_windows(history, rows_B, lengths_B, max_length)).float()
 
 
 def _pairs(history: Sequences, users: IntArray) -> tuple[IntArray, IntArray]:

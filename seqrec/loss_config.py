@@ -65,7 +65,8 @@ class CeMinus(Frozen):
     group_size: Count = 128
     """Rows that share one draw under `negatives_scope: group`; rows are dealt to groups in turn, so that neighbours in
     a group belong to different users."""
-    sampling: Literal["uniform", "popularity"] = "uniform"
+    sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
+    """in_batch: among the batch's targets."""
     with_replacement: bool = False
     exclude_history: bool = True
     """Never draw from the user's training history (scopes user and position)."""
@@ -78,13 +79,13 @@ class CeMinus(Frozen):
                 f"expected false with negatives_scope {self.negatives_scope} (its rows belong to several users)"
                 f"|exclude_history|{self.exclude_history}"
             )
-        if self.exclude_history and self.sampling == "popularity":
+        if self.exclude_history and self.sampling != "uniform":
             raise ValueError(
-                f"expected false with sampling popularity (its probabilities are over the whole catalog)"
+                f"expected false with sampling {self.sampling} (its probabilities are over the whole catalog)"
                 f"|exclude_history|{self.exclude_history}"
             )
-        if self.sampling == "popularity" and not self.with_replacement:
-            raise ValueError(f"expected true with sampling popularity|with_replacement|{self.with_replacement}")
+        if self.sampling != "uniform" and not self.with_replacement:
+            raise ValueError(f"expected true with sampling {self.sampling}|with_replacement|{self.with_replacement}")
         return self
 
 

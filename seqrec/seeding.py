@@ -40,11 +40,16 @@ def seed_weights(seed: int) -> None:
 
 def begin_epoch(seed: int, epoch: int, device: torch.device) -> EpochGenerators:
     """Reseeds torch's global generators for the epoch's dropout and returns the epoch's own generators."""
+    generators = EpochGenerators(torch.Generator(device), torch.Generator(device))
+    reseed(generators, seed, epoch)
+    return generators
+
+
+def reseed(generators: EpochGenerators, seed: int, epoch: int) -> None:
+    """`begin_epoch` with generators that exist: a captured step is tied to them."""
     torch.manual_seed(derive(seed, epoch, "dropout"))
-    negatives, loss = torch.Generator(device), torch.Generator(device)
-    negatives.manual_seed(derive(seed, epoch, "negatives"))
-    loss.manual_seed(derive(seed, epoch, "loss"))
-    return EpochGenerators(negatives, loss)
+    generators.negatives.manual_seed(derive(seed, epoch, "negatives"))
+    generators.loss.manual_seed(derive(seed, epoch, "loss"))
 
 
 @contextmanager

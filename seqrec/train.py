@@ -8,11 +8,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from seqrec import data, feasibility, losses, memory, meters, models, seeding, trainer, yamlfile
-from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Run, parse
+from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Run, Train, parse
 from seqrec.data.batches import CausalBatches
 from seqrec.data.negatives import NegativeSampler
 from seqrec.data.tables import Holdout, Split
@@ -40,6 +41,7 @@ def train(
     OutOfMemoryError.
     """
     place = _device(device)
+    _choice(run.train, place)
     if split is None:
         split = data.load(run.data)
     feasibility.check(run, split.statistics)
@@ -75,10 +77,25 @@ def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) 
         batch_size=run.train.batch_size,
         drop_last=run.train.drop_last,
         seed=run.train.seed,
-        trim=run.model.mask_padding,
         device=device,
     )
-    return Engine(model, loss, sampler, batches, run.train, device)
+    engine = _choice(run.train, device)
+    precision = run.train.precision
+    lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
+    low = torch.bfloat16 if lowered else torch.float32
+    if engine == "eager":
+        return Engine(model, loss, sampler, batches, run.train, device, low)
+    from seqrec.captured import CapturedEngine  # brings triton, which a CPU does not need
+
+    return CapturedEngine(model, loss, sampler, batches, run.train, device, low)
+
+
+def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured"]:
+    if settings.engine == "auto":
+        return "captured" if device.type == "cuda" else "eager"
+    if settings.engine == "captured" and device.type != "cuda":
+        raise UserError(message("train.engine", "captured", f"auto or eager on {device}, which has no graphs"))
+    return settings.engine
 
 
 def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *, lists: bool) -> Metrics:
@@ -94,7 +111,6 @@ def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *,
         lists=lists,
         item_counts=split.item_users,
         n_train_users=len(split.train),
-        trim=run.model.mask_padding,
         memory_bytes=run.evaluation.memory_bytes,
     )
 

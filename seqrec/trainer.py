@@ -81,7 +81,7 @@ def _one_epoch(
     loss, training = meters.measure(lambda: engine.run_epoch(epoch), engine.device)
     metrics: Metrics = {"train/loss": loss, "time/epoch_s": training.seconds}
     if training.peak_bytes is not None and training.reserved_bytes is not None:
-        metrics["memory/peak_gib"] = training.peak_bytes / meters.GIB
+        metrics["memory/peak_gib"] = engine.peak_bytes(training.peak_bytes) / meters.GIB
         metrics["memory/reserved_gib"] = training.reserved_bytes / meters.GIB
     elapsed_s = (history[-1].metrics["time/elapsed_s"] if history else 0.0) + training.seconds
     is_best = False

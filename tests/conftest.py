@@ -15,6 +15,9 @@ REQUIRE_GPU = "SEQREC_REQUIRE_GPU"
 FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "RAY_ADDRESS")
 """Would point a test at somebody's server, cluster or run."""
 
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
+"""One of them is there if CUDA can be; asking torch would make every session import it."""
+
 EXECUTED = pytest.StashKey[list[str]]()
 """The gpu tests that ran to a verdict."""
 
@@ -37,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in FOREIGN:
         os.environ.pop(name, None)
     os.environ.update(CLOSED)
+    # Before any kernel is defined: where there is no GPU, Triton interprets them.
+    if not any(Path(path).exists() for path in GPU_DRIVERS):
+        os.environ["TRITON_INTERPRET"] = "1"
     # Ray would write a token into the home directory of its first local cluster; given one, it writes none.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Matplotlib, Triton and Ray keep caches at home. Theirs lie beside pytest's own, and last.

@@ -1,14 +1,16 @@
 """Negative items for the sampled losses, drawn on the device, all rows at once.
 
 Every draw is exact: without replacement, each set of n eligible items is equally likely (up to the 2**-63 V of a
-modulo); popularity inverts the integer cumulative counts, so an item that training never shows has probability exactly
-0. Excluding a history needs no rejection: user u's k-th eligible item is k plus the number of history items h_0 < h_1 <
-... with h_j - j <= k, and one binary search in the flat sorted keys u (V + 1) + h_j - j counts those for all rows
-together.
+modulo, and a chance below 1e-20 a row that an item comes twice); popularity inverts the integer cumulative counts, so
+an item that training never shows has probability exactly 0. Excluding a history needs no rejection: user u's k-th
+eligible item is k plus the number of history items h_0 < h_1 < ... with h_j - j <= k, and one binary search in the flat
+sorted keys u (V + 1) + h_j - j counts those for all rows together. Shapes never depend on values, and nothing waits for
+the device: a draw can be part of a captured step.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +26,7 @@ from seqrec.memory import DRAW_ELEMENTS
 Scope = Literal["position", "user", "group", "batch"]
 
 _DENSE_SHARE = 0.25
-"""Of the eligible items: where drawing without replacement turns from redrawing duplicates to sorting random keys."""
+"""Of the eligible items: where drawing without replacement turns from leaving out duplicates to sorting random keys."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class NegativesRequest:
     """Items a draw."""
     scope: Scope
     """Who shares one draw: nobody, the positions of a user, a group of positions, the whole batch."""
-    sampling: Literal["uniform", "popularity"] = "uniform"
+    sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
+    """in_batch: the targets of the batch's positions, each equally likely."""
     with_replacement: bool = True
     exclude_history: bool = False
     """Never draw an item of the user's training history."""
@@ -51,10 +54,9 @@ class NegativesRequest:
             raise ConfigError(
                 message("exclude_history", True, f"false with scope {self.scope} (rows of several users)")
             )
-        if self.sampling == "popularity" and (self.exclude_history or not self.with_replacement):
-            raise ConfigError(
-                message("sampling", "popularity", "with_replacement true and exclude_history false beside popularity")
-            )
+        if self.sampling != "uniform" and (self.exclude_history or not self.with_replacement):
+            law = f"with_replacement true and exclude_history false beside {self.sampling}"
+            raise ConfigError(message("sampling", self.sampling, law))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,8 @@ class Negatives:
     """(N,) int64: the row of `ids` that each position uses; None: position i uses row i (G = N)."""
     log_q: Tensor | None = None
     """(V,) float32: log probability of each item in a draw; None: uniform over the catalog."""
+    largest_group: int | None = None
+    """No group has more positions; None: not known on the host."""
 
 
 class NegativeSampler:
@@ -95,6 +99,10 @@ class NegativeSampler:
         if request.exclude_history:
             self._history = _History(train, n_items, self.device)
             fewest = self._history.fewest_eligible
+        self._spare: int | None = None
+        """Draws beyond n without replacement; None: so many of the items are wanted that all of them get a key."""
+        if not request.with_replacement and request.n <= _DENSE_SHARE * fewest:
+            self._spare = spare_draws(request.n, fewest)
         needed = 1 if request.with_replacement else request.n
         if fewest < needed:
             who = ", the fewest that a user's history leaves" if request.exclude_history else ""
@@ -103,100 +111,161 @@ class NegativeSampler:
                     "loss.n_negatives", request.n, f"at most {fewest} (items to draw from without replacement{who})"
                 )
             )
-        if request.sampling == "popularity":
+        if request.sampling != "uniform":
             counts = np.asarray(item_counts, dtype=np.int64)
             if counts.shape != (n_items,) or counts.sum() == 0:
                 raise ConfigError(message("item_counts", counts.shape, f"({n_items},) with a positive sum"))
-            self._cumulative = torch.from_numpy(np.cumsum(counts)).to(self.device)
+            if request.sampling == "popularity":
+                self._cumulative = torch.from_numpy(np.cumsum(counts)).to(self.device)
             self._total = int(counts.sum())
+            # A batch's targets are, in the long run, training's items in their frequencies.
             probabilities = torch.from_numpy(counts / counts.sum())
             self._log_q = probabilities.log().to(self.device, torch.float32)
 
     def draw(
-        self, targets_N: Tensor, rows_N: Tensor, users_B: Tensor, generator: torch.Generator | None = None
+        self,
+        targets_N: Tensor,
+        rows_N: Tensor,
+        users_R: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        longest: int | None = None,
+        count: Tensor | None = None,
     ) -> Negatives:
-        """Negatives for the N valid positions of a batch, from `generator` (of the sampler's device) alone.
+        """Negatives for the N targets of a batch, from `generator` (of the sampler's device) alone. The device is never
+        waited for.
 
-        rows_N: index of each position's sequence in the batch; users_B: row in `train` of each sequence. A negative may
-        equal a position's target unless histories are excluded; the losses deal with that.
+        rows_N: the history of each target; users_R: row in `train` of each history, one past the last for nobody's.
+        longest: no history has more targets. count: () int64, how many of the first targets are not spare; None: all. A
+        negative may equal a position's target unless histories are excluded;
+        the losses deal with that.
         """
         request, n_positions = self.request, len(targets_N)
         if request.scope == "position":
-            return Negatives(self._ids(users_B[rows_N], n_positions, generator), None, self._log_q)
+            users_N = None if self._history is None else users_R.index_select(0, rows_N)
+            return Negatives(self._ids(users_N, n_positions, targets_N, count, generator), None, self._log_q)
         if request.scope == "user":
-            return Negatives(self._ids(users_B, len(users_B), generator), rows_N.long(), self._log_q)
+            ids = self._ids(users_R, len(users_R), targets_N, count, generator)
+            return Negatives(ids, rows_N, self._log_q, longest)
         n_groups = 1 if request.scope == "batch" else max(1, -(-n_positions // request.group_size))
         # Dealt in turn: neighbouring positions, mostly of one user, go to different groups. Consecutive positions in
         # one group would repeat one user's correlated states against the same items, which triples the gradient's
         # noise.
         group = torch.arange(n_positions, device=self.device) % n_groups
-        return Negatives(self._ids(None, n_groups, generator), group, self._log_q)
+        return Negatives(
+            self._ids(None, n_groups, targets_N, count, generator), group, self._log_q, -(-n_positions // n_groups)
+        )
 
-    def _ids(self, users_G: Tensor | None, n_rows: int, generator: torch.Generator | None) -> Tensor:
+    def _ids(
+        self,
+        users_G: Tensor | None,
+        n_rows: int,
+        targets_N: Tensor,
+        count: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         """(n_rows, n) item ids; row g never from the history of users_G[g] where histories are excluded."""
         history, n = self._history, self.request.n
-        if history is None:
-            eligible = torch.full((n_rows,), self.n_items, device=self.device)
-        else:
-            assert users_G is not None
-            eligible = history.n_eligible(users_G)
         ids = torch.empty((n_rows, n), dtype=torch.int64, device=self.device)
         step = max(1, DRAW_ELEMENTS // n)
         for start in range(0, n_rows, step):
-            part = slice(start, start + step)
-            if self._cumulative is not None:
-                ids[part] = self._popular(ids[part].shape, generator)
+            part = slice(start, min(start + step, n_rows))
+            shape = (part.stop - part.start, n)
+            if self.request.sampling == "in_batch":
+                wide = torch.randint(2**63 - 1, shape, generator=generator, device=self.device)
+                ids[part] = targets_N[wide.remainder_(len(targets_N) if count is None else count)]
                 continue
-            if self.request.with_replacement:
-                chosen = self._ranks(eligible[part], generator)
+            if self._cumulative is not None:
+                ids[part] = self._popular(shape, generator)
+                continue
+            if history is None or users_G is None:
+                eligible = torch.full(shape[:1], self.n_items, device=self.device)
             else:
-                chosen = self._distinct_ranks(eligible[part], generator)
+                eligible = history.n_eligible(users_G[part])
+            if self.request.with_replacement:
+                chosen = self._ranks(eligible, n, generator)
+            else:
+                chosen = self._distinct_ranks(eligible, generator)
             ids[part] = chosen if history is None or users_G is None else history.items(users_G[part], chosen)
         return ids
 
-    def _popular(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _popular(self, shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
         assert self._cumulative is not None
         ticket = torch.randint(self._total, shape, generator=generator, device=self.device)
         return torch.searchsorted(self._cumulative, ticket, right=True)
 
-    def _ranks(self, eligible_G: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _ranks(self, eligible_G: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         """(G, n) ranks, each uniform over 0..eligible-1 of its row."""
-        shape = (len(eligible_G), self.request.n)
-        wide = torch.randint(2**63 - 1, shape, generator=generator, device=self.device)
+        wide = torch.randint(2**63 - 1, (len(eligible_G), n), generator=generator, device=self.device)
         return wide.remainder_(eligible_G[:, None])
 
     def _distinct_ranks(self, eligible_G: Tensor, generator: torch.Generator | None) -> Tensor:
         """(G, n) ranks, each row a uniform random subset of 0..eligible-1."""
         n = self.request.n
-        if n > _DENSE_SHARE * int(eligible_G.min()):
+        if self._spare is None:
             return self._smallest_keys(eligible_G, generator)
-        ranks = self._ranks(eligible_G, generator).sort(dim=1).values
-        pending = torch.arange(len(ranks), device=self.device)
-        while len(pending):
-            rows = ranks[pending]
-            repeated = torch.zeros_like(rows, dtype=torch.bool)
-            repeated[:, 1:] = rows[:, 1:] == rows[:, :-1]
-            touched = repeated.any(dim=1)
-            pending, rows, repeated = pending[touched], rows[touched], repeated[touched]
-            # Which of two equal ranks is redrawn does not matter, and no rank is favoured: relabelling the eligible
-            # items maps this procedure onto itself, hence every subset is equally likely.
-            fresh = self._ranks(eligible_G[pending], generator)
-            ranks[pending] = torch.where(repeated, fresh, rows).sort(dim=1).values
+        ranks = torch.empty((len(eligible_G), n), dtype=torch.int64, device=self.device)
+        step = max(1, DRAW_ELEMENTS // (n + self._spare))
+        for start in range(0, len(eligible_G), step):
+            part = slice(start, start + step)
+            ranks[part] = first_distinct(self._ranks(eligible_G[part], n + self._spare, generator), n)
         return ranks
 
     def _smallest_keys(self, eligible_G: Tensor, generator: torch.Generator | None) -> Tensor:
         """The n eligible ranks with the smallest random keys of each row; a tile of rows at a time."""
-        n, n_rows, widest = self.request.n, len(eligible_G), int(eligible_G.max())
+        n, n_rows = self.request.n, len(eligible_G)
         ranks = torch.empty((n_rows, n), dtype=torch.int64, device=self.device)
-        column = torch.arange(widest, device=self.device)
-        step = max(1, DRAW_ELEMENTS // widest)
+        column = torch.arange(self.n_items, device=self.device)
+        step = max(1, DRAW_ELEMENTS // self.n_items)
         for start in range(0, n_rows, step):
             part = slice(start, start + step)
-            shape = (len(eligible_G[part]), widest)
+            shape = (len(eligible_G[part]), self.n_items)
             keys = torch.rand(shape, generator=generator, device=self.device, dtype=torch.float64)
             keys.masked_fill_(column >= eligible_G[part, None], 2.0)
             ranks[part] = keys.topk(n, dim=1, largest=False, sorted=False).indices
         return ranks
+
+
+def first_distinct(draws_GM: Tensor, n: int) -> Tensor:
+    """(G, n) the first n different numbers of each row, in the order in which they were drawn.
+
+    Of independent uniform draws they are a uniform random subset. draws_GM: int64 below 2**43, M <= 2**20; a row with
+    fewer than n different numbers gets whatever memory held.
+    """
+    G, M = draws_GM.shape
+    bits = M.bit_length()
+    column = torch.arange(M, device=draws_GM.device)
+    # One sort by (number, when it was drawn): of equal numbers the first one stays.
+    key = ((draws_GM << bits) | column).sort(dim=1).values
+    number = key >> bits
+    fresh = torch.ones_like(number, dtype=torch.bool)
+    fresh[:, 1:] = number[:, 1:] != number[:, :-1]
+    when = key.bitwise_and_((1 << bits) - 1)
+    place = torch.zeros((G, M), dtype=torch.int32, device=draws_GM.device)
+    place = place.scatter_(1, when, fresh.int()).cumsum(1, dtype=torch.int32).sub_(1)
+    # Of repeated draws `place` is that of the number before them: they must not write.
+    repeated = torch.empty_like(fresh).scatter_(1, when, ~fresh)
+    place = place.masked_fill_(repeated | (place >= n), n)
+    return draws_GM.new_empty((G, n + 1)).scatter_(1, place.long(), draws_GM)[:, :n]
+
+
+def spare_draws(n: int, eligible: int) -> int:
+    """How many draws beyond n make it certain, but for a chance below 1e-20, that n of them are different.
+
+    Until n are found, a draw repeats one of them with a chance of at most (n - 1) / eligible: the chance that more than
+    `spare` of the n + spare draws do is below Chernoff's bound of a binomial tail.
+    """
+    rate, spare = (n - 1) / eligible, 0
+    while rate > 0:
+        m = n + spare
+        share = (spare + 1) / m
+        if share > rate:
+            exponent = share * math.log(share / rate)
+            exponent += (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
+            if m * exponent > 20 * math.log(10):
+                break
+        spare += 1 + spare // 16
+    return spare
 
 
 class _History:
@@ -207,7 +276,8 @@ class _History:
         pairs = np.unique(users * n_items + train.items)
         owner, item = pairs // n_items, pairs % n_items
         sizes = np.bincount(owner, minlength=len(train)).astype(np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        # One more user behind the last: nobody, without a history.
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes), [sizes.sum()]])
         gaps = item - (np.arange(len(pairs)) - offsets[owner])
         self.n_items = n_items
         self.fewest_eligible = n_items - int(sizes.max(initial=0))

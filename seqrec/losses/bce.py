@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqrec.data.negatives import Negatives, NegativesRequest
-from seqrec.losses.base import Loss
-from seqrec.losses.candidates import mean_loss
+from seqrec.losses.base import Loss, Pass
+from seqrec.losses.candidates import by_tiles
 
 
 class Gbce(Loss):
@@ -34,17 +34,17 @@ class Gbce(Loss):
         alpha = min(1.0, n_negatives / max(1, n_items - 1))
         self.beta = 1 - gbce_t * (1 - alpha)
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
+    ) -> Pass:
         assert negatives is not None
-        return mean_loss(self._row_loss, hidden_ND, item_embeddings_VD, targets_N, negatives)
+        return by_tiles(self._row_loss, targets_N, negatives, weights_N)
 
     def _row_loss(self, positive_GP: Tensor, scores_GPK: Tensor, targets_GP: Tensor, ids_GK: Tensor) -> Tensor:
         questions = 1 + scores_GPK.shape[-1]
@@ -82,17 +82,17 @@ class BcePlus(Loss):
         super().__init__()
         self.request = request
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
+    ) -> Pass:
         assert negatives is not None
-        return mean_loss(self._row_loss, hidden_ND, item_embeddings_VD, targets_N, negatives)
+        return by_tiles(self._row_loss, targets_N, negatives, weights_N)
 
     def _row_loss(self, positive_GP: Tensor, scores_GPK: Tensor, targets_GP: Tensor, ids_GK: Tensor) -> Tensor:
         return -self._log_likelihood(positive_GP) - self._log_likelihood(-scores_GPK).sum(-1)

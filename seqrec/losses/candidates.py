@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives
-from seqrec.losses.base import differentiable
+from seqrec.losses.base import Pass, shares_of
 from seqrec.memory import TILE_BYTES
 
 RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(positive (G, P), scores (G, P, K), targets (G, P), ids (G, K)) -> losses (G, P), by differentiable operations."""
 
 
-def mean_loss(
-    row_loss: RowLoss, hidden_ND: Tensor, item_embeddings_VD: Tensor, targets_N: Tensor, negatives: Negatives
-) -> Tensor:
-    """Mean of `row_loss` over the N positions; beside ids and gradients at most about TILE_BYTES alive (one position's
-    K embeddings at least)."""
-    compute = partial(_by_tiles, row_loss=row_loss, targets=targets_N, negatives=negatives)
-    return differentiable(compute, hidden_ND, item_embeddings_VD)
+def by_tiles(row_loss: RowLoss, targets_N: Tensor, negatives: Negatives, weights_N: Tensor | None = None) -> Pass:
+    """Weighted sum of `row_loss` over the N positions, their mean by default; beside ids and gradients at most about
+    TILE_BYTES alive (one position's K embeddings at least)."""
+    return partial(_by_tiles, row_loss=row_loss, targets=targets_N, negatives=negatives, weights=weights_N)
 
 
 def softmax_loss(positive_GP: Tensor, logits_GPK: Tensor, rejected_GPK: Tensor) -> Tensor:
@@ -43,9 +40,17 @@ def hits(targets_GP: Tensor, ids_GK: Tensor) -> Tensor:
 
 
 def _by_tiles(
-    hidden: Tensor, items: Tensor, needs_gradient: bool, *, row_loss: RowLoss, targets: Tensor, negatives: Negatives
+    hidden: Tensor,
+    items: Tensor,
+    needs_gradient: bool,
+    *,
+    row_loss: RowLoss,
+    targets: Tensor,
+    negatives: Negatives,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     N = len(hidden)
+    shares = shares_of(weights, hidden)
     total = hidden.new_zeros(())
     to_hidden = torch.zeros_like(hidden) if needs_gradient else None
     to_items = torch.zeros_like(items) if needs_gradient else None
@@ -56,7 +61,7 @@ def _by_tiles(
         scores_GPK = torch.bmm(x_GPD, w_GKD.mT)
         with torch.set_grad_enabled(needs_gradient):
             leaves = positive_GP.requires_grad_(needs_gradient), scores_GPK.requires_grad_(needs_gradient)
-            value = row_loss(*leaves, y_GP, ids_GK).where(tile.used, 0).sum() / N
+            value = (row_loss(*leaves, y_GP, ids_GK).where(tile.used, 0) * shares[tile.rows]).sum()
         total += value.detach()
         if to_hidden is None or to_items is None:
             continue
@@ -93,12 +98,17 @@ def _tiles(negatives: Negatives, n_positions: int, state_bytes: int, score_bytes
             yield _Tile(rows, rows[:, None], torch.ones_like(rows[:, None], dtype=torch.bool))
         return
     order = negatives.group.argsort(stable=True)
-    counts = torch.bincount(negatives.group, minlength=n_draws)
+    counts = torch.zeros(n_draws, dtype=torch.int64, device=device)
+    counts.index_add_(0, negatives.group, torch.ones_like(negatives.group))
     starts = counts.cumsum(0) - counts
-    # Largest groups first: a tile is as wide as its first group, and little of it is wasted on narrower ones.
-    by_size = counts.argsort(descending=True, stable=True)
-    sizes = counts[by_size].tolist()
     most_wide = max(1, TILE_BYTES // position_bytes)
+    if negatives.largest_group is None:
+        # Largest groups first: a tile is as wide as its first group, and little of it is wasted on narrower ones.
+        by_size = counts.argsort(descending=True, stable=True)
+        sizes = counts[by_size].tolist()
+    else:
+        by_size = torch.arange(n_draws, device=device)
+        sizes = [negatives.largest_group] * n_draws
     first = 0
     while first < n_draws and sizes[first]:
         width = min(sizes[first], most_wide)

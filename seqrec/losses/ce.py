@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives
-from seqrec.losses.base import Loss, differentiable, row_tiles
+from seqrec.losses.base import Loss, Pass, row_tiles, shares_of
 from seqrec.memory import TILE_BYTES
 
 
@@ -34,17 +34,16 @@ class Ce(Loss):
         super().__init__()
         self.chunk_bytes = chunk_bytes
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
-        compute = partial(_by_rows, targets=targets_N, chunk_bytes=self.chunk_bytes)
-        return differentiable(compute, hidden_ND, item_embeddings_VD)
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
+    ) -> Pass:
+        return partial(_by_rows, targets=targets_N, weights=weights_N, chunk_bytes=self.chunk_bytes)
 
 
 class Cce(Loss):
@@ -58,70 +57,70 @@ class Cce(Loss):
         super().__init__()
         self.block_items = block_items
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
-        compute = partial(_by_blocks, targets=targets_N, block_items=self.block_items)
-        return differentiable(compute, hidden_ND, item_embeddings_VD)
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
+    ) -> Pass:
+        return partial(_by_blocks, targets=targets_N, weights=weights_N, block_items=self.block_items)
 
 
 def _by_rows(
-    hidden: Tensor, items: Tensor, needs_gradient: bool, *, targets: Tensor, chunk_bytes: int
+    hidden: Tensor, items: Tensor, needs_gradient: bool, *, targets: Tensor, weights: Tensor | None, chunk_bytes: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     N, V = len(hidden), len(items)
     tiles = row_tiles(N, V * hidden.element_size(), chunk_bytes)
     # One buffer for all tiles: logits, then exponentials, then softmax minus one-hot, each in place of the last.
     buffer = hidden.new_empty(tiles[0].stop, V)
     total = hidden.new_zeros(())
+    shares = shares_of(weights, hidden)
     to_hidden = torch.empty_like(hidden) if needs_gradient else None
     to_items = torch.zeros_like(items) if needs_gradient else None
     for tile in tiles:
-        x, y = hidden[tile], targets[tile, None]
+        x, y, share = hidden[tile], targets[tile, None], shares[tile, None]
         logits = torch.mm(x, items.T, out=buffer[: len(x)])
         largest = logits.amax(1, keepdim=True)
         logits.sub_(largest)
         positive = logits.gather(1, y)
         mass = logits.exp_().sum(1, keepdim=True)
-        total += (mass.log() - positive).sum()
+        total += (mass.log() - positive).mul_(share).sum()
         if to_hidden is None or to_items is None:
             continue
-        residual = logits.div_(mass * N)
-        residual.scatter_add_(1, y, residual.new_full(y.shape, -1 / N))
+        residual = logits.mul_(share / mass)
+        residual.scatter_add_(1, y, -share)
         torch.mm(residual, items, out=to_hidden[tile])
         to_items.addmm_(residual.T, x)
-    return total / N, to_hidden, to_items
+    return total, to_hidden, to_items
 
 
 def _by_blocks(
-    hidden: Tensor, items: Tensor, needs_gradient: bool, *, targets: Tensor, block_items: int
+    hidden: Tensor, items: Tensor, needs_gradient: bool, *, targets: Tensor, weights: Tensor | None, block_items: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     N, V = len(hidden), len(items)
     blocks = [slice(start, start + block_items) for start in range(0, V, block_items)]
     # Logits and their exponentials are alive together.
     tiles = row_tiles(N, 2 * min(V, block_items) * hidden.element_size(), TILE_BYTES)
-    positive = torch.linalg.vecdot(hidden, items[targets])
-    total = -positive.sum()
+    shares = shares_of(weights, hidden)
+    total = -torch.dot(torch.linalg.vecdot(hidden, items[targets]), shares)
     to_hidden = torch.zeros_like(hidden) if needs_gradient else None
     to_items = torch.zeros_like(items) if needs_gradient else None
     for tile in tiles:
-        x = hidden[tile]
+        x, share = hidden[tile], shares[tile, None]
         lse = x.new_full((len(x),), -torch.inf)
         for block in blocks:
             lse = torch.logaddexp(lse, (x @ items[block].T).logsumexp(1))
-        total += lse.sum()
+        total += torch.dot(lse, shares[tile])
         if to_hidden is None or to_items is None:
             continue
         for block in blocks:
-            share = (x @ items[block].T).sub_(lse[:, None]).exp_().div_(N)
-            to_hidden[tile].addmm_(share, items[block])
-            to_items[block].addmm_(share.T, x)
+            residual = (x @ items[block].T).sub_(lse[:, None]).exp_().mul_(share)
+            to_hidden[tile].addmm_(residual, items[block])
+            to_items[block].addmm_(residual.T, x)
     if to_hidden is not None and to_items is not None:
-        to_hidden.sub_(items[targets], alpha=1 / N)
-        to_items.index_add_(0, targets, hidden, alpha=-1 / N)
-    return total / N, to_hidden, to_items
+        to_hidden.addcmul_(items[targets], shares[:, None], value=-1)
+        to_items.index_add_(0, targets, hidden * -shares[:, None])
+    return total, to_hidden, to_items

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives, NegativesRequest
-from seqrec.losses.base import Loss
-from seqrec.losses.candidates import hits, mean_loss, softmax_loss
+from seqrec.losses.base import Loss, Pass
+from seqrec.losses.candidates import by_tiles, hits, softmax_loss
 
 Correction = Literal["none", "log_count", "log_q"]
 
@@ -40,15 +40,15 @@ class CeMinus(Loss):
         self.n_items = n_items
         self.correction = correction
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
+    ) -> Pass:
         assert negatives is not None
         log_q = negatives.log_q
 
@@ -61,7 +61,7 @@ class CeMinus(Loss):
                 logits = logits - kept.to(logits.dtype).log() + self._log_weight(targets_GP, ids_GK, log_q, logits)
             return softmax_loss(positive_GP, logits, rejected)
 
-        return mean_loss(row_loss, hidden_ND, item_embeddings_VD, targets_N, negatives)
+        return by_tiles(row_loss, targets_N, negatives, weights_N)
 
     def _log_weight(self, targets_GP: Tensor, ids_GK: Tensor, log_q: Tensor | None, like: Tensor) -> Tensor | float:
         """log of (1 - q_y) / q_k, broadcast over (G, P, K)."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives
-from seqrec.losses.base import Loss, differentiable, raised, row_tiles
+from seqrec.losses.base import Loss, Pass, row_tiles
 from seqrec.memory import TILE_BYTES
 
 
@@ -38,6 +38,8 @@ class Rece(Loss):
     Gaussian, new at every step. The candidates of one tile of one round are alive at a time, not (rounds, N, K).
     """
 
+    capturable = False
+
     def __init__(self, n_buckets: int, n_extra_chunks: int = 1, rounds: int = 1, buckets_per_chunk: int = 1) -> None:
         super().__init__()
         self.n_buckets = n_buckets
@@ -46,30 +48,27 @@ class Rece(Loss):
         # Chunks are told apart by small integers, and no two are further apart than this.
         self.n_extra_chunks = min(n_extra_chunks, self.n_chunks)
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
         *,
         projections: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Pass:
         """projections: (rounds, n_buckets, D) fixed ones, instead of those drawn from `generator`."""
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
-        hidden, catalog = raised(hidden_ND, item_embeddings_VD)
         tables = []
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            for number in range(self.rounds):
-                if projections is None:
-                    normals = hidden.new_empty(self.n_buckets, hidden.shape[1]).normal_(generator=generator)
-                else:
-                    normals = projections[number]
-                of_states = _hash(hidden, normals, self.n_chunks)
-                tables.append((of_states, _hash(catalog, normals, self.n_chunks)))
-        compute = partial(_by_chunks, targets=targets_N, tables=tables, reach=self.n_extra_chunks)
-        return differentiable(compute, hidden, catalog)
+        for number in range(self.rounds):
+            if projections is None:
+                normals = hidden_ND.new_empty(self.n_buckets, hidden_ND.shape[1]).normal_(generator=generator)
+            else:
+                normals = projections[number]
+            of_states = _hash(hidden_ND, normals, self.n_chunks)
+            tables.append((of_states, _hash(item_embeddings_VD, normals, self.n_chunks)))
+        return partial(_by_chunks, targets=targets_N, tables=tables, reach=self.n_extra_chunks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,15 @@ bucket, a CE- with hard negatives, differentiated on N rows instead of n_buckets
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives
 from seqrec.errors import InfeasibleError, message
-from seqrec.losses.base import Loss, raised, row_tiles
-from seqrec.losses.candidates import hits, mean_loss, softmax_loss
+from seqrec.losses.base import Loss, Pass, row_tiles
+from seqrec.losses.candidates import by_tiles, hits, softmax_loss
 from seqrec.memory import TILE_BYTES
 
 _MIXED_AT_A_TIME = 4096
@@ -35,6 +37,8 @@ class Sce(Loss):
     maximum the first wins. Gradients reach states and items alike (one published port detaches the items). Raises
     InfeasibleError if bucket_size_y exceeds the catalog.
     """
+
+    capturable = False
 
     covered_share: Tensor | None = None
     """After `forward`: share of the positions that were in some bucket, a scalar on the device. The others had no
@@ -52,32 +56,30 @@ class Sce(Loss):
         self.bucket_size_y = bucket_size_y
         self.mix_x = mix_x
 
-    def forward(
+    def prepare(
         self,
         hidden_ND: Tensor,
         item_embeddings_VD: Tensor,
         targets_N: Tensor,
-        negatives: Negatives | None = None,
-        generator: torch.Generator | None = None,
+        negatives: Negatives | None,
+        generator: torch.Generator | None,
+        weights_N: Tensor | None,
         *,
         centres: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Pass:
         """centres: (n_buckets, D) fixed ones, instead of those drawn from `generator`."""
-        self.check(hidden_ND, item_embeddings_VD, targets_N, negatives)
-        hidden, catalog = raised(hidden_ND, item_embeddings_VD)
-        N = len(hidden)
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            if centres is None:
-                centres = self._centres(hidden, generator)
-            # A bucket's score is only ever compared with scores of the same bucket: the centres' scale is of no
-            # consequence.
-            positions = _top(centres, hidden, min(self.bucket_size_x, N))
-            items = _top(centres, catalog, self.bucket_size_y)
-            winner = _hardest_bucket(hidden, catalog, targets_N, positions, items)
-            covered = (winner < len(centres)).nonzero().squeeze(1)
-        self.covered_share = hidden.new_tensor(len(covered) / max(1, N))
-        bucket = Negatives(items, winner[covered])
-        return mean_loss(_row_loss, hidden[covered], catalog, targets_N[covered], bucket)
+        N = len(hidden_ND)
+        if centres is None:
+            centres = self._centres(hidden_ND, generator)
+        # A bucket's score is only ever compared with scores of the same bucket: the centres' scale is of no
+        # consequence.
+        positions = _top(centres, hidden_ND, min(self.bucket_size_x, N))
+        items = _top(centres, item_embeddings_VD, self.bucket_size_y)
+        winner = _hardest_bucket(hidden_ND, item_embeddings_VD, targets_N, positions, items)
+        covered = (winner < len(centres)).nonzero().squeeze(1)
+        self.covered_share = hidden_ND.new_tensor(len(covered) / N)
+        work = by_tiles(_row_loss, targets_N[covered], Negatives(items, winner[covered]))
+        return partial(_of_some, covered=covered, work=work)
 
     def _centres(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
         D = hidden.shape[1]
@@ -89,6 +91,16 @@ class Sce(Loss):
             mixture = hidden.new_empty(len(part), self.n_buckets).normal_(std=D**-0.25, generator=generator)
             centres.addmm_(mixture.T, part)
         return centres
+
+
+def _of_some(
+    hidden: Tensor, items: Tensor, needs_gradient: bool, *, covered: Tensor, work: Pass
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`work` on the covered positions; the others get no gradient."""
+    value, to_covered, to_items = work(hidden[covered], items, needs_gradient)
+    if to_covered is None:
+        return value, None, None
+    return value, torch.zeros_like(hidden).index_copy_(0, covered, to_covered), to_items
 
 
 def _row_loss(positive_GP: Tensor, scores_GPK: Tensor, targets_GP: Tensor, ids_GK: Tensor) -> Tensor:

@@ -6,24 +6,19 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from seqrec.data.batches import Windows
+
 
 class SequenceModel(nn.Module, ABC):
-    """Histories in, hidden states out; an item's score is the dot product of a state with the item's embedding.
-
-    A batch is left-padded: `valid` (B, T) is False, False, ..., True, True in every row, T <= max_length, and the last
-    column is the most recent item. What `items` holds at pads is of no consequence.
-    """
+    """Histories in, hidden states out; an item's score is the dot product of a state with the item's embedding."""
 
     @abstractmethod
-    def states(self, items: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
-        """(N, D) hidden states at `positions` (N,), the ascending flat indices (row * T + column) of ALL valid entries.
-
-        The training path: nothing is computed at pads, and the device is not asked how many there are.
-        """
+    def states(self, windows: Windows) -> Tensor:
+        """(N, D) hidden states at the N positions. Nothing is computed at pads, for there are none."""
 
     @abstractmethod
-    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
-        """(B, T, D) hidden states of `items` (B, T); at pads they are a constant that means nothing."""
+    def encode(self, windows: Windows) -> Tensor:
+        """(R, D) the state of each history from which its next item is predicted. No history may be empty."""
 
     @abstractmethod
     def item_embeddings(self) -> Tensor:

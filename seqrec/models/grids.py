@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqrec.data.batches import Windows
+
 _LENGTHS = (8, 32, 128, 512)
 """On CPU, histories up to each of these share a grid: most are short, and the work grows with the length's square."""
 
@@ -38,26 +40,24 @@ class Layout:
     """(N,) the order in which the grids want the states; None: as they are."""
 
 
-def with_pads(row: Tensor, place: Tensor, n_rows: int, max_length: int) -> Layout:
-    """Pads are keys, as published: all those in front of a history, also the ones that were cut off the batch.
-
-    row, place: (N,) the row of each state in the batch and its position, 0..max_length - 1, the last item's the last.
-    """
-    grid = Grid(slice(None), row * max_length + place, n_rows, max_length, pads_are_keys=True)
-    return Layout((grid,))
+def with_pads(windows: Windows, max_length: int) -> Layout:
+    """Pads are keys, as published: every place in front of a history is one."""
+    slots = windows.rows * max_length + windows.places
+    return Layout((Grid(slice(None), slots, windows.n_rows, max_length, pads_are_keys=True),))
 
 
-def without_pads(valid: Tensor, row: Tensor, column: Tensor) -> Layout:
+def without_pads(windows: Windows) -> Layout:
     """Pads are no keys: every history starts its row, so that causal attention never reaches what lies behind it.
 
-    No mask is built and no softmax is empty. valid: (B, T); row, column: (N,) of each state in it.
+    No mask is built and no softmax is empty.
     """
-    B, T = valid.shape
-    length = valid.sum(1)
-    offset = column - (T - length).index_select(0, row)
-    if valid.device.type != "cpu":
+    row = windows.rows
+    offset = torch.arange(len(row), device=row.device) - windows.offsets.index_select(0, row)
+    if row.device.type != "cpu":
         # One grid: how many histories are short is known on the device only, and asking would wait for it.
-        return Layout((Grid(slice(None), row * T + offset, B, T, pads_are_keys=False),))
+        width = windows.longest
+        return Layout((Grid(slice(None), row * width + offset, windows.n_rows, width, pads_are_keys=False),))
+    length = windows.offsets.diff()
     group = torch.bucketize(length, torch.tensor(_LENGTHS))
     of_state = group.index_select(0, row)
     order = torch.argsort(of_state, stable=True)
@@ -65,7 +65,7 @@ def without_pads(valid: Tensor, row: Tensor, column: Tensor) -> Layout:
     grids, start = [], 0
     for number, size in enumerate(sizes):
         if size:
-            here = group == number
+            here = (group == number) & (length > 0)
             members, width = slice(start, start + size), int(length[here].max())
             slots = (here.cumsum(0) - 1).index_select(0, row[members]) * width + offset[members]
             grids.append(Grid(members, slots, int(here.sum()), width, pads_are_keys=False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrec.config import Sasrec
+from seqrec.data.batches import Windows
 from seqrec.models import grids
 from seqrec.models.base import SequenceModel
 from seqrec.models.transformer import LAYER_NORM_EPS, Block
@@ -38,19 +39,9 @@ class SasrecModel(SequenceModel):
             if parameter.dim() >= 2:
                 _INITIALIZERS[config.initialization](parameter)
 
-    def states(self, items: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
-        B, T = items.shape
-        assert self.max_length >= T, f"a batch of length {T} for a model of max_length {self.max_length}"
-        row, column = positions // T, positions % T
-        # Right-aligned: the last column is always the last position, however many leading pads were cut off.
-        place = column + (self.max_length - T)
-        layout = (
-            grids.without_pads(valid, row, column)
-            if self.mask_padding
-            else grids.with_pads(row, place, B, self.max_length)
-        )
-        # Lookups happen at valid positions only, so no pad ever adds to a row of the item table's gradient.
-        ids = items.flatten().index_select(0, positions)
+    def states(self, windows: Windows) -> Tensor:
+        layout = grids.without_pads(windows) if self.mask_padding else grids.with_pads(windows, self.max_length)
+        ids, place = windows.items, windows.places
         if layout.order is not None:
             ids, place = ids[layout.order], place[layout.order]
         states = F.embedding(ids, self.item_table) * self.hidden_size**0.5 + F.embedding(place, self.position_table)
@@ -60,12 +51,8 @@ class SasrecModel(SequenceModel):
         hidden: Tensor = self.norm(states)
         return hidden if layout.order is None else torch.empty_like(hidden).index_copy(0, layout.order, hidden)
 
-    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
-        B, T = items.shape
-        positions = valid.flatten().nonzero().squeeze(1)
-        hidden = self.states(items, valid, positions)
-        # A pad is a zero vector before the final norm, which is not followed by a mask: it leaves as the norm's bias.
-        return self.norm.bias.expand(B * T, -1).index_copy(0, positions, hidden).view(B, T, -1)
+    def encode(self, windows: Windows) -> Tensor:
+        return self.states(windows).index_select(0, windows.offsets[1:] - 1)
 
     def item_embeddings(self) -> Tensor:
         return self.item_table

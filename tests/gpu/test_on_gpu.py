@@ -56,9 +56,7 @@ def run_of(name: str, **training: Any) -> config.Run:
 def test_values_and_gradients_are_the_cpus(name: str, split: Split) -> None:
     loss = losses.build(run_of(name).loss, split.n_items)
     generator = torch.Generator().manual_seed(3)
-    batches = CausalBatches(
-        split.train, max_length=32, batch_size=64, drop_last=False, seed=1, trim=False, device="cpu"
-    )
+    batches = CausalBatches(split.train, max_length=32, batch_size=64, drop_last=False, seed=1, device="cpu")
     batch = next(iter(batches.epoch(1)))
     hidden = torch.randn(len(batch.targets), 32, generator=generator)
     items = torch.randn(split.n_items, 32, generator=generator) * 0.3
@@ -96,9 +94,7 @@ def test_draws_on_the_device_keep_their_laws(split: Split) -> None:
     loss = losses.build(run_of("bce").loss, split.n_items)
     assert loss.request is not None
     sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, "cuda")
-    batches = CausalBatches(
-        split.train, max_length=32, batch_size=64, drop_last=False, seed=1, trim=False, device="cuda"
-    )
+    batches = CausalBatches(split.train, max_length=32, batch_size=64, drop_last=False, seed=1, device="cuda")
     batch = next(iter(batches.epoch(1)))
     draws = [
         sampler.draw(batch.targets, batch.rows, batch.users, torch.Generator("cuda").manual_seed(5)).ids

@@ -90,6 +90,7 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
         "loss.negatives_scope": "position", "loss.with_replacement": True, "loss.exclude_history": False,
         "loss.correction": "log_q", "loss.mix_x": True, "loss.chunk_bytes": 2**20, "loss.buckets_per_chunk": 4,
         "evaluation.memory_bytes": 2**20,
+        "train.engine": "eager", "train.precision": "bf16", "train.optimizer": "lazy_adam",
     }  # fmt: skip
     checked = 0
     for name, loss in losses.items():

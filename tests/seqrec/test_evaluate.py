@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqrec import metrics
 from seqrec.config import CUTOFFS
+from seqrec.data.batches import Windows
 from seqrec.data.tables import Holdout, Sequences
 from seqrec.evaluate import evaluate
 from seqrec.ranking import Ranker
@@ -31,13 +32,13 @@ class Toy(nn.Module):
         self.table = nn.Parameter(table.round().clamp(-1, 1) if coarse else table)
         self.dropout = nn.Dropout(0.5)
         self.modes: list[bool] = []
-        self.shapes: list[tuple[int, ...]] = []
+        self.longest: list[int] = []
 
-    def encode(self, items: Tensor, valid: Tensor) -> Tensor:
+    def encode(self, windows: Windows) -> Tensor:
         self.modes.append(self.training)
-        self.shapes.append(tuple(items.shape))
-        states = self.table[items] * valid[..., None]
-        return self.dropout(states.cumsum(1))
+        self.longest.append(windows.longest)
+        states = torch.zeros(windows.n_rows, D, device=self.table.device)
+        return self.dropout(states.index_add(0, windows.rows, self.table[windows.items]))
 
     def item_embeddings(self) -> Tensor:
         return self.table
@@ -73,12 +74,12 @@ def twin(model: Toy, held: Holdout, max_length: int, exclude_seen: bool) -> tupl
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("coarse", [True, False], ids=["ties", "no ties"])
 @pytest.mark.parametrize(
-    ("batch_size", "memory_bytes", "max_length", "trim"),
+    ("batch_size", "memory_bytes", "max_length"),
     # All at once; a few users at a time; slabs of a batch; one user and half of the catalog.
-    [(23, 2**20, 9, False), (4, 2**20, 3, True), (7, 2**14, 9, True), (5, 1, 2, False)],
+    [(23, 2**20, 9), (4, 2**20, 3), (7, 2**14, 9), (5, 1, 2)],
 )
 def test_ranks_and_lists_are_the_twins(
-    exclude_seen: bool, coarse: bool, batch_size: int, memory_bytes: int, max_length: int, trim: bool
+    exclude_seen: bool, coarse: bool, batch_size: int, memory_bytes: int, max_length: int
 ) -> None:
     for seed in range(3):
         model, held = Toy(seed, coarse=coarse), holdout(seed)
@@ -94,7 +95,6 @@ def test_ranks_and_lists_are_the_twins(
             lists=True,
             item_counts=users_of_item,
             n_train_users=40,
-            trim=trim,
             memory_bytes=memory_bytes,
         )
         ranks, lists = twin(model, held, max_length, exclude_seen)
@@ -173,13 +173,10 @@ def test_the_mode_is_restored_after_a_failure() -> None:
     assert model.training
 
 
-def test_trim_shortens_batches_and_changes_nothing() -> None:
-    held = holdout(1)
-    whole, trimmed = Toy(1, coarse=True), Toy(1, coarse=True)
-    assert ranked(trimmed, held, max_length=50, trim=True) == ranked(whole, held, max_length=50)
-    assert {length for _, length in whole.shapes} == {50}
-    longest = np.sort(held.history.lengths)[[5, 11, 17, 22]].tolist()
-    assert [length for _, length in trimmed.shapes] == longest, "histories of similar length are batched together"
+def test_histories_of_similar_length_are_encoded_together() -> None:
+    model, held = Toy(1), holdout(1)
+    ranked(model, held, max_length=50)
+    assert model.longest == np.sort(held.history.lengths)[[5, 11, 17, 22]].tolist()
 
 
 def test_ranks_alone_are_counted_and_nothing_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,4 +221,4 @@ def test_a_device_ranks_as_the_cpu_does() -> None:
     held, model = holdout(2), Toy(2, coarse=True)
     popularity = {"lists": True, "item_counts": np.arange(V), "n_train_users": V}
     expected = ranked(model, held, **popularity)
-    assert ranked(model.to("cuda"), held, device="cuda", trim=True, **popularity) == pytest.approx(expected, abs=1e-12)
+    assert ranked(model.to("cuda"), held, device="cuda", **popularity) == pytest.approx(expected, abs=1e-12)

@@ -89,7 +89,6 @@ def batches_of(run: config.Run, sequences: Sequences) -> CausalBatches:
         batch_size=run.train.batch_size,
         drop_last=True,
         seed=0,
-        trim=run.model.mask_padding,
         device="cpu",
     )
 
@@ -113,7 +112,7 @@ def test_activations_are_what_autograd_saves(model: dict) -> None:
 
     batch = next(iter(batches_of(run, sequences).epoch(0)))
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = encoder.states(batch.items, batch.valid, batch.positions)
+        hidden = encoder.states(batch.windows)
     measured = sum(saved.values()) + hidden.nbytes
     predicted = memory.activations(run.model, memory.step_shapes(run, statistics))
     # The prediction is for the largest of many batches.

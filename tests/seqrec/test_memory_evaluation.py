@@ -115,7 +115,6 @@ def measured_evaluation(run: config.Run, split: Split) -> int:
             lists=True,
             item_counts=split.item_users,
             n_train_users=len(split.train),
-            trim=run.model.mask_padding,
             memory_bytes=run.evaluation.memory_bytes,
         )
     )
@@ -151,7 +150,7 @@ def test_encoding_full_histories_allocates_what_was_predicted(model: dict[str, A
         torch.zeros(64 * 40, dtype=torch.int32), torch.arange(1, 65) * 40, torch.full((64,), 40, dtype=torch.int64)
     )
     encoder = SasrecModel(run.model, 100)
-    measured = peak_of(lambda: _last_states(encoder, history, torch.arange(64), 32))
+    measured = peak_of(lambda: _last_states(encoder, history, torch.arange(64), np.full(64, 40), 32))
     assert 0.98 < encoding_bytes(run.model, 64, 32) / measured < 1.4
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from seqrec import models
 from seqrec.config import Sasrec
+from seqrec.data.batches import Windows
 from seqrec.models import SequenceModel
 
 V, L, D = 11, 6, 8
@@ -25,10 +26,22 @@ def make(**changes: Any) -> tuple[SequenceModel, Sasrec]:
     return model, config
 
 
-def batch(lengths: list[int], width: int = L) -> tuple[Tensor, Tensor, Tensor]:
+def batch(lengths: list[int], width: int = L) -> tuple[Tensor, Tensor, Windows]:
+    """Histories as the twin reads them, left-padded to `width`, and as the model does."""
     valid = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
     items = torch.randint(0, V, (len(lengths), width), generator=torch.Generator().manual_seed(7)) * valid
-    return items, valid, valid.flatten().nonzero().squeeze(1)
+    return items, valid, packed(items, valid)
+
+
+def packed(items: Tensor, valid: Tensor) -> Windows:
+    rows, places = valid.nonzero().T
+    lengths = valid.sum(1)
+    return Windows(items[valid], rows, places, F.pad(lengths.cumsum(0), (1, 0)), int(lengths.max()))
+
+
+def moved(windows: Windows, device: str) -> Windows:
+    tensors = (windows.items, windows.rows, windows.places, windows.offsets)
+    return Windows(*(tensor.to(device) for tensor in tensors), windows.longest)
 
 
 def slow_twin(model: SequenceModel, config: Sasrec, items: Tensor, valid: Tensor) -> Tensor:
@@ -62,12 +75,12 @@ def slow_twin(model: SequenceModel, config: Sasrec, items: Tensor, valid: Tensor
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize("n_heads", [1, 2])
-def test_encode_equals_the_padded_twin(mask_padding: bool, n_heads: int) -> None:
+def test_states_equal_the_padded_twins(mask_padding: bool, n_heads: int) -> None:
     model, config = make(mask_padding=mask_padding, n_heads=n_heads)
-    items, valid, _ = batch([6, 1, 3, 0, 5])
+    items, valid, windows = batch([6, 1, 3, 0, 5])
     with torch.no_grad():
         torch.testing.assert_close(
-            model.encode(items, valid), slow_twin(model, config, items, valid), rtol=1e-5, atol=1e-5
+            model.states(windows), slow_twin(model, config, items, valid)[valid], rtol=1e-5, atol=1e-5
         )
 
 
@@ -75,10 +88,10 @@ def test_encode_equals_the_padded_twin(mask_padding: bool, n_heads: int) -> None
 def test_short_and_long_histories_are_not_mixed_up(mask_padding: bool) -> None:
     """Lengths on every side of those that share a grid."""
     model, config = make(mask_padding=mask_padding, max_length=40)
-    items, valid, _ = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
+    items, valid, windows = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.encode(items, valid), slow_twin(model, config, items, valid), rtol=1e-5, atol=1e-5
+            model.states(windows), slow_twin(model, config, items, valid)[valid], rtol=1e-5, atol=1e-5
         )
 
 
@@ -86,14 +99,14 @@ def test_short_and_long_histories_are_not_mixed_up(mask_padding: bool) -> None:
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_the_gpu_computes_what_the_cpu_does(mask_padding: bool) -> None:
     model, _ = make(mask_padding=mask_padding, max_length=40)
-    items, valid, positions = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
-    cpu = model.states(items, valid, positions)
+    _, _, windows = batch([40, 3, 9, 0, 33, 8, 1, 32, 20], width=40)
+    cpu = model.states(windows)
     weight = torch.randn_like(cpu)
     (cpu * weight).sum().backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     model.cuda()
-    gpu = model.states(items.cuda(), valid.cuda(), positions.cuda())
+    gpu = model.states(moved(windows, "cuda"))
     (gpu * weight.cuda()).sum().backward()
     torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-4, atol=1e-4)
     for name, parameter in model.named_parameters():
@@ -103,71 +116,61 @@ def test_the_gpu_computes_what_the_cpu_does(mask_padding: bool) -> None:
 
 
 def test_pads_take_softmax_weight_only_as_published() -> None:
-    items, valid, _ = batch([3])
+    items, valid, windows = batch([3])
     published, config = make()
     masked, _ = make(mask_padding=True)
     twin = slow_twin(published, config, items, valid)
-    assert (published.encode(items, valid) - twin)[valid].abs().max() < 1e-5
-    assert (masked.encode(items, valid) - twin)[valid].abs().max() > 1e-2
+    assert (published.states(windows) - twin[valid]).abs().max() < 1e-5
+    assert (masked.states(windows) - twin[valid]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_leading_pad_columns_can_be_cut_off(mask_padding: bool) -> None:
-    model, _ = make(mask_padding=mask_padding)
-    items, valid, _ = batch([2, 1, 3])
-    whole, cut = model.encode(items, valid), model.encode(items[:, 3:], valid[:, 3:])
-    torch.testing.assert_close(whole[:, 3:], cut, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("mask_padding", [False, True])
-def test_states_are_the_valid_part_of_encode(mask_padding: bool) -> None:
-    model, _ = make(mask_padding=mask_padding)
-    items, valid, positions = batch([6, 2, 0, 4])
-    torch.testing.assert_close(model.states(items, valid, positions), model.encode(items, valid)[valid])
+def test_a_history_is_encoded_as_its_last_state(mask_padding: bool) -> None:
+    model, config = make(mask_padding=mask_padding)
+    items, valid, windows = batch([6, 2, 1, 4])
+    torch.testing.assert_close(
+        model.encode(windows), slow_twin(model, config, items, valid)[:, -1], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_a_state_depends_on_its_own_past_only(mask_padding: bool) -> None:
     model, _ = make(mask_padding=mask_padding)
-    items, valid, _ = batch([6, 4])
-    before = model.encode(items, valid)
+    items, valid, windows = batch([6, 4])
+    before = model.states(windows)
     items[:, 4] = (items[:, 4] + 1) % V
-    change = (model.encode(items, valid) - before).abs().amax(2)
-    assert (change[:, :4] == 0).all()
-    assert (change[:, 4:] > 0).all()
+    change = (model.states(packed(items, valid)) - before).abs().amax(1)
+    assert (change[windows.places < 4] == 0).all()
+    assert (change[windows.places >= 4] > 0).all()
 
 
-def test_the_last_column_is_always_the_last_position() -> None:
+def test_the_last_item_always_stands_at_the_last_place() -> None:
     model, _ = make(mask_padding=True)
-    items, valid, positions = batch([1], width=1)
-    model.states(items, valid, positions).sum().backward()
+    model.states(batch([1])[2]).sum().backward()
     touched = model.get_parameter("position_table").grad.abs().sum(1).nonzero().flatten()
     assert touched.tolist() == [L - 1]
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_no_pad_reaches_a_gradient(mask_padding: bool) -> None:
-    """What stands at pads changes nothing, and the rows of absent items get no gradient: not even of item 0."""
+    """The rows of absent items get no gradient: not even of item 0."""
     model, _ = make(mask_padding=mask_padding)
-    items, valid, positions = batch([2, 3])
+    items, valid, _ = batch([2, 3])
     items = torch.where(valid, items.clamp(min=1), torch.zeros_like(items))
-    model.states(items, valid, positions).square().sum().backward()
+    model.states(packed(items, valid)).square().sum().backward()
     gradient = model.item_embeddings().grad
     assert gradient is not None
     assert set(gradient.abs().sum(1).nonzero().flatten().tolist()) == set(items[valid].tolist())
-    torch.testing.assert_close(
-        model.states(items, valid, positions), model.states(items.where(valid, V - 1), valid, positions)
-    )
 
 
 def test_the_gradient_equals_the_padded_twins() -> None:
     """Pads as keys pull on the biases of the projections; a packed computation could forget that."""
     for mask_padding in (False, True):
         model, config = make(mask_padding=mask_padding)
-        items, valid, positions = batch([3, 6, 1])
-        weight = torch.randn(len(positions), D)
+        items, valid, windows = batch([3, 6, 1])
+        weight = torch.randn(len(windows.items), D)
         bias = model.get_parameter("blocks.0.attention.in_proj_bias")
-        (model.states(items, valid, positions) * weight).sum().backward()
+        (model.states(windows) * weight).sum().backward()
         assert bias.grad is not None
         step, at = 1e-3, 2 * D + 3  # of the value projection
         ends = []
@@ -181,10 +184,9 @@ def test_the_gradient_equals_the_padded_twins() -> None:
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_histories_without_items_are_finite(mask_padding: bool) -> None:
     model, _ = make(mask_padding=mask_padding)
-    items, valid, _ = batch([0, 0])
-    hidden = model.encode(items, valid)
+    hidden = model.states(batch([0, 0])[2])
     hidden.sum().backward()
-    assert torch.isfinite(hidden).all()
+    assert hidden.shape == (0, D)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
@@ -221,10 +223,10 @@ def test_initialization_follows_its_law_and_the_seed() -> None:
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_dropout_acts_in_all_places_while_training_only(mask_padding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    items, valid, positions = batch([6, 6, 6])
+    _, _, windows = batch([6, 6, 6])
     model, _ = make(mask_padding=mask_padding, dropout=0.5)
     model.eval()
-    torch.testing.assert_close(model.states(items, valid, positions), model.states(items, valid, positions))
+    torch.testing.assert_close(model.states(windows), model.states(windows))
     rates: list[float] = []
     dropout, attend = F.dropout, F.scaled_dot_product_attention
 
@@ -239,5 +241,5 @@ def test_dropout_acts_in_all_places_while_training_only(mask_padding: bool, monk
     monkeypatch.setattr(F, "dropout", recorded_dropout)
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded_attention)
     model.train()
-    model.states(items, valid, positions)
+    model.states(windows)
     assert rates == [0.5] * (1 + 2 * 3)

@@ -167,10 +167,10 @@ def test_an_epoch_is_plain_adam_on_the_mean_loss(split: Split) -> None:
     mean = engine.run_epoch(1)
     adam = torch.optim.Adam(twin.parameters(), lr=0.01, betas=(0.9, 0.98))
     total, count = 0.0, 0
-    batches = CausalBatches(split.train, max_length=6, batch_size=16, drop_last=False, seed=1, trim=False, device="cpu")
+    batches = CausalBatches(split.train, max_length=6, batch_size=16, drop_last=False, seed=1, device="cpu")
     for batch in batches.epoch(1):
         adam.zero_grad()
-        hidden = twin.encode(batch.items, batch.valid).flatten(0, 1)[batch.positions]
+        hidden = twin.states(batch.windows)
         loss = torch.nn.functional.cross_entropy(hidden @ twin.item_embeddings().T, batch.targets)
         loss.backward()
         adam.step()

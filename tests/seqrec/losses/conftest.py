@@ -92,11 +92,34 @@ class Case:
         log_q = torch.randn(n_items, generator=generator).log_softmax(0) if scope == "group" else None
         return Negatives(ids, group, log_q)
 
-    def __call__(self, hidden: Tensor, items: Tensor, targets: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        items: Tensor,
+        targets: Tensor,
+        negatives: Negatives | None = None,
+        weights_N: Tensor | None = None,
+    ) -> Tensor:
         loss = self.loss(len(items))
+        return loss(hidden, items, targets, *self._rest(loss, hidden, items, negatives), weights_N)
+
+    def value_and_gradients(
+        self,
+        hidden: Tensor,
+        items: Tensor,
+        targets: Tensor,
+        negatives: Negatives | None = None,
+        weights_N: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss = self.loss(len(items))
+        return loss.value_and_gradients(hidden, items, targets, *self._rest(loss, hidden, items, negatives), weights_N)
+
+    def _rest(
+        self, loss: Loss, hidden: Tensor, items: Tensor, negatives: Negatives | None
+    ) -> tuple[Negatives | None, torch.Generator]:
         if negatives is None:
             negatives = self.negatives(loss, len(hidden), len(items))
-        return loss(hidden, items, targets, negatives, torch.Generator().manual_seed(2))
+        return negatives, torch.Generator().manual_seed(2)
 
 
 @pytest.fixture(params=list(LOSSES))

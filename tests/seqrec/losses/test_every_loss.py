@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec.data.negatives import Negatives
+from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.errors import message
+from seqrec.losses.ce_minus import CeMinus
 
 
 @pytest.mark.usefixtures("tile_bytes")
@@ -112,6 +113,57 @@ def test_a_retained_graph_gives_the_same_gradients_twice_and_scales(case, make_p
     for one, two, unscaled in zip(first, second, plain, strict=True):
         torch.testing.assert_close(one, two)
         torch.testing.assert_close(one, 3 * unscaled)
+
+
+def test_value_and_gradients_are_those_of_autograd(case, make_problem) -> None:
+    problem = make_problem()
+    hidden, items = problem.leaves
+    expected = case(hidden, items, problem.targets)
+    value, *gradients = case.value_and_gradients(hidden, items, problem.targets)
+    assert not any(tensor.requires_grad for tensor in (value, *gradients))
+    torch.testing.assert_close(value, expected.detach())
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, (hidden, items)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("tile_bytes")
+def test_positions_of_weight_zero_are_absent_and_others_count_as_told(case, make_problem) -> None:
+    """What a captured step relies on: a batch in a larger shape has the value and gradients of the batch alone."""
+    problem, n = make_problem(), 7
+    loss = case.loss(len(problem.items))
+    negatives = case.negatives(loss, len(problem.hidden), len(problem.items))
+    weights = torch.zeros(len(problem.hidden), dtype=torch.float64)
+    weights[:n] = 1 / n
+    if not loss.capturable:
+        with pytest.raises(ValueError, match=r"weights_N: got \(11,\); expected None with this loss"):
+            case(*problem.leaves, problem.targets, negatives, weights_N=weights)
+        return
+    alone = None
+    if negatives is not None:
+        ids = negatives.ids[:n] if negatives.group is None else negatives.ids
+        alone = Negatives(ids, None if negatives.group is None else negatives.group[:n], negatives.log_q)
+    value, to_hidden, to_items = case.value_and_gradients(
+        problem.hidden, problem.items, problem.targets, negatives, weights_N=weights
+    )
+    exact = case.value_and_gradients(problem.hidden[:n], problem.items, problem.targets[:n], alone)
+    torch.testing.assert_close((value, to_hidden[:n], to_items), exact)
+    assert not to_hidden[n:].any()
+    double = case(problem.hidden, problem.items, problem.targets, negatives, weights_N=2 * weights)
+    torch.testing.assert_close(double, 2 * value)
+
+
+def test_groups_of_known_size_need_no_question_to_the_device(make_problem, monkeypatch) -> None:
+    problem = make_problem(n=9)
+    group = torch.tensor([0, 0, 0, 1, 3, 3, 0, 1, 3])  # nobody uses draw 2
+    ids = torch.randint(13, (4, 6), generator=torch.Generator().manual_seed(1))
+    loss = CeMinus(NegativesRequest(6, "user"), 13)
+    for tile_bytes in (2**20, 300):
+        monkeypatch.setattr("seqrec.losses.candidates.TILE_BYTES", tile_bytes)
+        found = loss.value_and_gradients(
+            problem.hidden, problem.items, problem.targets, Negatives(ids, group, largest_group=5)
+        )
+        asked = loss.value_and_gradients(problem.hidden, problem.items, problem.targets, Negatives(ids, group))
+        torch.testing.assert_close(found, asked)
 
 
 def test_without_gradients_the_value_is_the_same(case, make_problem) -> None:

@@ -1,0 +1,247 @@
+"""Training at the speed of the hardware: an epoch of every loss, captured and eager, beside what the loss takes of it.
+
+`python -m benchmarks.training` needs a GPU. Data: `benchmarks.steps.synthetic` (27,516 users, 173,511 items, 2.28 million
+interactions, shuffled, ragged), SASRec of length 200, width 64, 2 blocks, 1 head, dropout 0.3; training only. Of each
+configuration, in one process and one run:
+
+captured   an epoch as `seqrec.train` trains on a GPU (bf16), after one that made its graphs
+no loss    the same with a stand-in for the loss that gives gradients of states and a zero gradient of the item table,
+           and takes the loss's negatives: data, encoder, optimiser, gaps
+eager      the reference: operation by operation, fp32; its step timed over the first batches, the epoch extrapolated
+first step from nothing to the end of a new cell's first step in a process that has run another cell
+
+Both loss curves are recorded, means of 20 steps of the first 200 steps, and compared; a configuration whose curves
+differ by more than 3 % is an error and no row. Rows go to `benchmarks/results/training.csv`, curves to
+`training_curves.csv` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import rows
+from benchmarks.steps import synthetic
+from seqrec import config, meters
+from seqrec.captured import CapturedEngine
+from seqrec.data.negatives import Negatives, NegativesRequest
+from seqrec.data.tables import Split
+from seqrec.engine import Engine
+from seqrec.losses.base import Loss, Pass
+from seqrec.train import _engine, models, seeding
+
+CASES: list[tuple[str, int, dict[str, Any], float | None]] = [
+    ("rece", 8, {"n_buckets": 87, "n_extra_chunks": 1, "rounds": 1}, 4.0),
+    ("rece", 128, {"n_buckets": 350, "n_extra_chunks": 1, "rounds": 1}, 0.6),
+    ("rece", 128, {"n_buckets": 583, "n_extra_chunks": 3, "rounds": 8}, 1.5),
+    ("bce", 128, {"n_negatives": 256}, 1.0),
+    ("ce_minus", 128, {"n_negatives": 256}, 0.8),
+    ("sce", 128, {"n_buckets": 202, "bucket_size_x": 202, "bucket_size_y": 256, "mix_x": True}, 0.6),
+    ("sce", 8, {"n_buckets": 50, "bucket_size_x": 50, "bucket_size_y": 256, "mix_x": True}, 4.0),
+    ("ce", 64, {}, 1.5),
+    ("bce", 128, {"n_negatives": 1}, None),
+    ("gbce", 128, {"n_negatives": 256}, None),
+    ("cce_minus", 128, {"n_negatives": 511}, None),
+    ("ce", 1024, {}, None),
+]
+"""(loss, batch size, keys, budget of an epoch in seconds)."""
+
+CURVE_STEPS, CURVE_MEAN, CURVE_BOUND = 200, 20, 0.03
+EAGER_SECONDS = 12.0
+"""The eager twin runs this long, or for the curve's steps if that is longer in coming, at least 20."""
+
+
+class NoLoss(Loss):
+    """Takes what a loss takes and gives what it gives, at almost no cost."""
+
+    def __init__(self, request: NegativesRequest | None) -> None:
+        super().__init__()
+        self.request = request
+
+    def prepare(self, *arguments: object, **fixed: Tensor) -> Pass:
+        raise AssertionError("gives no value")
+
+    def value_and_gradients(
+        self,
+        hidden_ND: Tensor,
+        item_embeddings_VD: Tensor,
+        targets_N: Tensor,
+        negatives: Negatives | None = None,
+        generator: torch.Generator | None = None,
+        weights_N: Tensor | None = None,
+        **fixed: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = hidden_ND.detach()
+        return hidden[0, 0].clone(), hidden * 1e-4, torch.zeros_like(item_embeddings_VD, requires_grad=False)
+
+
+def build(split: Split, run: config.Run, loss: Loss | None = None) -> Engine:
+    device = torch.device("cuda")
+    seeding.seed_weights(run.train.seed)
+    model = models.build(run.model, split.n_items).to(device)
+    engine = _engine(run, split, model, device)
+    if loss is not None:
+        engine.loss = loss
+    return engine
+
+
+def timed(work: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def run_of(name: str, batch_size: int, keys: dict[str, Any], **training: Any) -> config.Run:
+    return config.parse(
+        {
+            "data": {"path": "synthetic"},
+            "model": {"name": "sasrec"},
+            "loss": {"name": name, **keys},
+            "train": {"batch_size": batch_size, "drop_last": True, **training},
+        }
+    )
+
+
+def eager_curve(engine: Engine, n_batches: int) -> tuple[list[float], float, int]:
+    """(losses, seconds a step, peak bytes) of the eager twin's first steps; the first ten are not timed."""
+    generators = seeding.begin_epoch(engine.seed, 1, engine.device)
+    engine.model.train()
+    losses: list[Tensor] = []
+    torch.cuda.reset_peak_memory_stats()
+    start = begun = time.perf_counter()
+    for number, batch in enumerate(islice(engine.batches.epoch(1), min(CURVE_STEPS, n_batches))):
+        if number == 10:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+        losses.append(engine._step(batch, generators))
+        if number >= 20 and number % 20 == 19:
+            torch.cuda.synchronize()
+            if time.perf_counter() - begun > EAGER_SECONDS:
+                break
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / (len(losses) - 10)
+    return torch.stack(losses).tolist(), seconds, torch.cuda.max_memory_allocated()
+
+
+def means(losses: list[float]) -> list[float]:
+    whole = len(losses) // CURVE_MEAN * CURVE_MEAN
+    return [sum(losses[i : i + CURVE_MEAN]) / CURVE_MEAN for i in range(0, whole, CURVE_MEAN)]
+
+
+def measure(
+    split: Split, name: str, batch_size: int, keys: dict[str, Any], budget_s: float | None
+) -> dict[str, object]:
+    """One configuration's row, without its conditions. Raises AssertionError if the curves differ."""
+    device = torch.device("cuda")
+    meters.release(device)
+    first_step: list[float] = []
+
+    def captured(loss: Loss | None = None) -> tuple[CapturedEngine, float]:
+        start = time.perf_counter()
+        engine = build(split, run_of(name, batch_size, keys), loss)
+        assert isinstance(engine, CapturedEngine)
+        replayed, largest = engine._capture, 0.0
+
+        def once(capacity: Any) -> Any:
+            result = replayed(capacity)
+            if not first_step:
+                torch.cuda.synchronize()
+                first_step.append(time.perf_counter() - start)
+            return result
+
+        engine._capture = once  # type: ignore[method-assign]
+        del largest
+        return engine, start
+
+    engine, _ = captured()
+    torch.cuda.reset_peak_memory_stats()
+    engine.run_epoch(1)
+    assert engine.step_losses is not None
+    curve = engine.step_losses.tolist()
+    torch.cuda.reset_peak_memory_stats()
+    epoch_s = timed(lambda: engine.run_epoch(2))
+    peak = engine.peak_bytes(torch.cuda.max_memory_allocated())
+    n_batches, graphs, request = len(engine.batches), len(engine._graphs), engine.loss.request
+    del engine
+    meters.release(device)
+    bare, _ = captured(NoLoss(request))
+    bare.run_epoch(1)
+    bare_s = timed(lambda: bare.run_epoch(2))
+    del bare
+    meters.release(device)
+    eager = build(split, run_of(name, batch_size, keys, engine="eager"))
+    eager_losses, eager_step_s, eager_peak = eager_curve(eager, n_batches)
+    del eager
+    pairs = list(zip(means(curve[: len(eager_losses)]), means(eager_losses), strict=True))
+    apart = max(abs(one / other - 1) for one, other in pairs)
+    assert apart <= CURVE_BOUND, f"loss curves differ by {apart:.1%}: {pairs}"
+    for number, (one, other) in enumerate(pairs):
+        place = {"loss": name, "batch_size": batch_size, "keys": _text(keys), "steps_from": number * CURVE_MEAN}
+        CURVES.append({**place, "captured": round(one, 6), "eager": round(other, 6)})
+    return {
+        "loss": name,
+        "batch_size": batch_size,
+        "keys": _text(keys),
+        "epoch_s": round(epoch_s, 3),
+        "without_loss_s": round(bare_s, 3),
+        "loss_share": round(1 - bare_s / epoch_s, 3),
+        "budget_s": budget_s,
+        "step_ms": round(epoch_s / n_batches * 1e3, 3),
+        "without_loss_ms": round(bare_s / n_batches * 1e3, 3),
+        "peak_bytes": peak,
+        "eager_step_ms": round(eager_step_s * 1e3, 3),
+        "eager_epoch_s": round(eager_step_s * n_batches, 2),
+        "eager_peak_bytes": eager_peak,
+        "curves_apart": round(apart, 5),
+        "graphs": graphs,
+        "first_step_s": round(first_step[0], 3),
+    }
+
+
+CURVES: list[dict[str, object]] = []
+
+
+def _text(keys: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in keys.items())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=rows.RESULTS)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, from 0")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to measure.", file=sys.stderr)
+        return 2
+    split = synthetic()
+    # Kernels are compiled once a machine, not once a cell: another cell first.
+    build(split, run_of("gbce", 128, {"n_negatives": 1})).run_epoch(1)
+    failed = 0
+    for case in [CASES[number] for number in options.only] if options.only else CASES:
+        try:
+            row = measure(split, *case)
+        except (AssertionError, torch.OutOfMemoryError) as error:
+            print(f"{case}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        conditions = rows.conditions()
+        rows.append("training", {**row, **conditions}, options.results)
+        for point in CURVES:
+            rows.append("training_curves", {**point, **conditions}, options.results)
+        CURVES.clear()
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
