@@ -38,6 +38,9 @@ NUMERICS_VERSION = 1
 CUTOFFS = (1, 5, 10, 20, 50)
 """The k of every ranking metric."""
 
+EVALUATION_BYTES = 2**28
+"""The default of `evaluation.memory_bytes`: 256 MiB."""
+
 SELECTION_METRIC = "valid/ndcg_at_10"
 """What patience, the best checkpoint and the schedulers look at."""
 
@@ -137,7 +140,9 @@ class Evaluation(Frozen):
     exclude_seen: bool = True
     """Items of the user's history are no candidates. A repeated item is then a certain miss."""
     batch_size: Count = 256
-    """Users ranked at a time; bounds memory, does not change results."""
+    """Users encoded at a time; bounds memory, does not change results."""
+    memory_bytes: Annotated[int, Field(ge=2**16)] = EVALUATION_BYTES
+    """Most bytes of scores, and of what is made of them, while users are ranked; does not change results."""
 
 
 Model = Annotated[Sasrec, Field()]
@@ -156,10 +161,10 @@ class Run(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The part that decides the numbers, as plain JSON values: of the data, the split and all keys that it reads (a
-        digest stands for the path); without evaluation's batch size."""
+        digest stands for the path); without how evaluation is batched."""
         tree = self.model_dump(mode="json")
         tree["data"] = {"split": self.data.split, **self.data.protocol()}
-        del tree["evaluation"]["batch_size"]
+        del tree["evaluation"]["batch_size"], tree["evaluation"]["memory_bytes"]
         return tree
 
 

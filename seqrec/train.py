@@ -111,6 +111,7 @@ def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *,
         lists=lists,
         item_counts=split.item_users,
         n_train_users=len(split.train),
+        memory_bytes=run.evaluation.memory_bytes,
     )
 
 

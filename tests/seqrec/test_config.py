@@ -105,6 +105,7 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
         "train.weight_decay": 0.5, "evaluation.exclude_seen": False, "loss.gbce_t": 0.5, "loss.sampling": "popularity",
         "loss.negatives_scope": "position", "loss.with_replacement": True, "loss.exclude_history": False,
         "loss.correction": "log_q", "loss.mix_x": True, "loss.chunk_bytes": 2**20, "loss.buckets_per_chunk": 4,
+        "evaluation.memory_bytes": 2**20,
         "train.engine": "eager", "train.precision": "bf16", "train.optimizer": "lazy_adam",
     }  # fmt: skip
     checked = 0
@@ -135,7 +136,8 @@ def test_identity_leaves_out_only_what_cannot_change_a_number() -> None:
     run = config.parse(BASE)
     moved = config.parse(changed("data.path", "elsewhere.parquet"))
     bigger = config.parse(changed("evaluation.batch_size", 7))
-    assert run.identity() == moved.identity() == bigger.identity()
+    tighter = config.parse(changed("evaluation.memory_bytes", 2**20))
+    assert run.identity() == moved.identity() == bigger.identity() == tighter.identity()
     for key, value in (
         ("train.seed", 7),
         ("loss.rounds", 2),

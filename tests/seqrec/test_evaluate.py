@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from seqrec.config import CUTOFFS
 from seqrec.data.batches import Windows
 from seqrec.data.tables import Holdout, Sequences
 from seqrec.evaluate import evaluate
+from seqrec.ranking import Ranker
 
 U, V, D, LONGEST = 23, 61, 5, 9
 
@@ -72,11 +74,12 @@ def twin(model: Toy, held: Holdout, max_length: int, exclude_seen: bool) -> tupl
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("coarse", [True, False], ids=["ties", "no ties"])
 @pytest.mark.parametrize(
-    ("batch_size", "score_bytes", "max_length"),
-    [(23, 2**20, 9), (4, 2**20, 3), (7, 3 * 8 * V + 1, 9), (5, 1, 2)],
+    ("batch_size", "memory_bytes", "max_length"),
+    # All at once; a few users at a time; slabs of a batch; one user and half of the catalog.
+    [(23, 2**20, 9), (4, 2**20, 3), (7, 2**14, 9), (5, 1, 2)],
 )
 def test_ranks_and_lists_are_the_twins(
-    exclude_seen: bool, coarse: bool, batch_size: int, score_bytes: int, max_length: int
+    exclude_seen: bool, coarse: bool, batch_size: int, memory_bytes: int, max_length: int
 ) -> None:
     for seed in range(3):
         model, held = Toy(seed, coarse=coarse), holdout(seed)
@@ -92,7 +95,7 @@ def test_ranks_and_lists_are_the_twins(
             lists=True,
             item_counts=users_of_item,
             n_train_users=40,
-            score_bytes=score_bytes,
+            memory_bytes=memory_bytes,
         )
         ranks, lists = twin(model, held, max_length, exclude_seen)
         expected = metrics.ranking_metrics(torch.tensor(ranks), CUTOFFS)
@@ -174,6 +177,37 @@ def test_histories_of_similar_length_are_encoded_together() -> None:
     model, held = Toy(1), holdout(1)
     ranked(model, held, max_length=50)
     assert model.longest == np.sort(held.history.lengths)[[5, 11, 17, 22]].tolist()
+
+
+def test_ranks_alone_are_counted_and_nothing_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, held = Toy(3), holdout(3)
+    expected = ranked(model, held, lists=True, item_counts=np.ones(V, np.int64), n_train_users=4)
+    for name in ("topk", "sort"):
+        monkeypatch.setattr(Tensor, name, lambda *_, **__: pytest.fail("a list for a rank"))
+    found = ranked(model, held)
+    assert found == {name: expected[name] for name in found}
+
+
+def test_the_model_may_compute_as_it_likes_but_scores_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = torch.backends.cuda.matmul
+    seen: dict[str, list[str]] = {"encode": [], "rank": []}
+    model, encode, rank, before = Toy(0), Toy.encode, Ranker.rank, place.fp32_precision
+
+    def told(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen[name].append(place.fp32_precision)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Toy, "encode", told("encode", encode))
+    monkeypatch.setattr(Ranker, "rank", told("rank", rank))
+    try:
+        place.fp32_precision = "tf32"
+        ranked(model, holdout(0))
+    finally:
+        place.fp32_precision = before
+    assert {name: set(values) for name, values in seen.items()} == {"encode": {"tf32"}, "rank": {"ieee"}}
 
 
 def test_lists_need_popularity() -> None:
