@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,9 +126,8 @@ def _codes(column: pa.ChunkedArray, ids: pa.Array) -> IntArray:
         places = np.searchsorted(_numpy(ids), _numpy(encoded.dictionary)).astype(np.int64)
     else:
         places = _numpy(pc.index_in(encoded.dictionary, value_set=ids)).astype(np.int64)
-    coded: IntArray = places[_numpy(encoded.indices)]
-    return coded
+    return np.take(places, _numpy(encoded.indices))
 
 
-def _numpy(array: pa.Array) -> NDArray[np.int64]:
+def _numpy(array: pa.Array) -> NDArray[Any]:
     return np.from_dlpack(array) if len(array) else np.zeros(0, dtype=np.int64)

@@ -66,7 +66,10 @@ class DictLines:
     separator = b"\n"
 
     def parse(self, block: Block) -> Rows:
-        return replace(_slow(block, self.names, _dictionary), names=self.names)
+        with warnings.catch_warnings():
+            # Reviews hold "\\d" and the like: a DeprecationWarning before Python 3.12, then a SyntaxWarning.
+            warnings.simplefilter("ignore")
+            return replace(_slow(block, self.names, _dictionary), names=self.names)
 
 
 def _json(text: str) -> Any:
@@ -77,9 +80,7 @@ def _dictionary(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" and the like inside reviews
-            return ast.literal_eval(text.strip())
+        return ast.literal_eval(text.strip())
 
 
 def _slow(block: Block, names: Mapping[Role, str], read: Any) -> Rows:

@@ -21,6 +21,8 @@ BLOCK_BYTES = 32 << 20
 LONGEST_RECORD_BYTES = 256 << 20
 SHOWN_NAMES = 12
 _READ_BYTES = 4 << 20
+_START_BYTES = 64
+"""Enough to know a byte order mark, a web page or a packed file."""
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -101,8 +103,8 @@ class Text:
 
     def _cut(self, separator: bytes, has_header: bool, size: int) -> Iterator[Block]:
         held, line, header, first = b"", 1, None, True
-        while piece := self._stream.read(size):
-            if first and (held + piece)[:64].lstrip().lower().startswith(_PAGES):
+        while piece := self._stream.read(max(size, _START_BYTES) if first else size):
+            if first and (held + piece)[:_START_BYTES].lstrip().lower().startswith(_PAGES):
                 raise DataError(message(self.source, piece[:40], "the data set's file, not a web page"))
             held = (held + piece).replace(b"\r\n", b"\n")
             if first:
@@ -133,7 +135,7 @@ def open_text(path: Path, member: str | None = None) -> Iterator[Text]:
     Raises DataError for a file that is cut off, damaged, or something else than its name says.
     """
     with _told(path), path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(_START_BYTES)
         file.seek(0)
         if start.lstrip().lower().startswith(_PAGES):
             raise DataError(message(str(path), start[:40], "the data set's file, not a web page"))
