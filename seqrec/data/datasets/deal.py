@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,19 @@ BUCKET_ROWS = 8_000_000
 """Events of one bucket, unless a single user has more; sorting them takes about 60 bytes each."""
 
 EVENT = np.dtype([("user", "<i4"), ("item", "<i4"), ("time", "<i8")])
-Events = NDArray[np.void]
+
+
+class Events(NamedTuple):
+    """Some events, column by column."""
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: IntArray
+
+    def where(self, chosen: NDArray[Any]) -> Events:
+        """Those of a mask, or of places."""
+        return Events(self.user[chosen], self.item[chosen], self.time[chosen])
+
 
 _PENDING_IDS = 4_000_000
 
@@ -32,7 +44,7 @@ class Buckets:
     """The chosen events, encoded. Bucket b holds users below those of bucket b + 1."""
 
     files: tuple[Path, ...]
-    """Arrays of EVENT, in the raw file's order."""
+    """Arrays of EVENT, sorted by (user, time, place in the raw file)."""
     user_ids: pa.Array
     """Ascending: integers by value, text by code points; of all events, chosen or not."""
     item_ids: pa.Array
@@ -40,21 +52,22 @@ class Buckets:
     """users, items and events of the raw file"""
     chosen: tuple[int, int, int]
     """users, items and events chosen by rating or event"""
-    newest_first: bool
 
     def __iter__(self) -> Iterator[Events]:
-        """Every bucket, sorted by (user, time, place in the file)."""
+        """Every bucket."""
         for file in self.files:
-            bucket: Events = np.fromfile(file, dtype=EVENT)
-            if self.newest_first:
-                bucket = bucket[::-1]
-            yield bucket[np.lexsort((bucket["time"], bucket["user"]))]
+            bucket = np.fromfile(file, dtype=EVENT)
+            yield Events(*(np.ascontiguousarray(bucket[name]) for name in Events._fields))
 
 
 def deal(
     parts: Parts, folder: Path, advance: Advance, *, newest_first: bool, bucket_rows: int = BUCKET_ROWS
 ) -> Buckets:
-    """Three passes over the parts: their ids, their codes, their buckets. advance counts parts, of 3 * len(parts)."""
+    """Passes over the parts: their ids, their codes, their buckets; then every bucket is sorted.
+
+    newest_first: of one moment, the later line of the raw file is the older event. advance counts parts, of
+    4 * len(parts).
+    """
     count = len(parts.files)
     users = _ids(parts, "user", lambda done: advance(done // 2, "users"))
     items = _ids(parts, "item", lambda done: advance((count + done) // 2, "items"))
@@ -81,13 +94,17 @@ def deal(
         sinks = [stack.enter_context(file.open("wb")) for file in files]
         for number, file in enumerate(codes):
             coded = np.fromfile(file, dtype=EVENT)
-            bucket = np.searchsorted(last_users, coded["user"])
-            for place in np.unique(bucket):
-                coded[bucket == place].tofile(sinks[place])
+            places = np.searchsorted(last_users, coded["user"])
+            for place in np.unique(places):
+                coded[places == place].tofile(sinks[place])
             file.unlink()
-            advance(2 * count + number + 1, "sorting by user")
+            advance(2 * count + number + 1, "dealing to buckets")
+    for number, file in enumerate(files):
+        bucket = np.fromfile(file, dtype=EVENT)[:: -1 if newest_first else 1]
+        bucket[np.lexsort((bucket["time"], bucket["user"]))].tofile(file)
+        advance(3 * count + count * (number + 1) // len(files), "sorting by user and time")
     chosen = (int((owned > 0).sum()), int(taken.sum()), int(owned.sum()))
-    return Buckets(files, users, items, (len(users), len(items), rows), chosen, newest_first)
+    return Buckets(files, users, items, (len(users), len(items), rows), chosen)
 
 
 def _borders(owned: IntArray, bucket_rows: int) -> IntArray:

@@ -102,7 +102,7 @@ def prepare(
                 progress.say(f"{read.reused} of {len(read.files)} parts were there already")
             if not sum(pq.read_metadata(part).num_rows for part in read.files):
                 raise DataError(message(f"{path}: rows", 0, "at least one interaction"))
-            with progress.stage("encoding ids", 3 * len(read.files)) as advance:
+            with progress.stage("encoding and sorting", 4 * len(read.files)) as advance:
                 buckets = deal(read, here, advance, newest_first=data_set.newest_first, bucket_rows=limits.bucket_rows)
             with progress.stage("filtering", 2 * len(buckets.files)) as advance:
                 kept = shape(buckets, filters, advance)

@@ -47,23 +47,23 @@ def shape(buckets: Buckets, filters: Filters, advance: Advance) -> Shape:
     repeated = 0
     for number, bucket in enumerate(buckets):
         users_of += np.bincount(_pairs(bucket, n_items) % n_items, minlength=n_items)
-        rows_of += np.bincount(bucket["item"], minlength=n_items)
+        rows_of += np.bincount(bucket.item, minlength=n_items)
         repeated += _duplicates(bucket)
         advance(number + 1, "counting items")
     good = (users_of >= filters.min_item_users) & (rows_of >= filters.min_item_rows)
     keep_user, keep_item = np.zeros(n_users, dtype=bool), np.zeros(n_items, dtype=bool)
     events = after = simultaneous = 0
     for number, bucket in enumerate(buckets):
-        bucket = bucket[good[bucket["item"]]]
+        bucket = bucket.where(good[bucket.item])
         items_of = np.bincount(_pairs(bucket, n_items) // n_items, minlength=n_users)
-        taken = np.bincount(bucket["user"], minlength=n_users)
+        taken = np.bincount(bucket.user, minlength=n_users)
         here = (items_of >= filters.min_user_items) & (taken >= filters.min_user_rows)
         keep_user |= here
-        bucket = bucket[here[bucket["user"]]]
-        keep_item[bucket["item"]] = True
-        events += len(bucket)
+        bucket = bucket.where(here[bucket.user])
+        keep_item[bucket.item] = True
+        events += len(bucket.user)
         after += _duplicates(bucket)
-        simultaneous += _simultaneous(bucket)
+        simultaneous += int(np.count_nonzero(_follows(bucket)))
         advance(len(buckets.files) + number + 1, "counting users")
     return Shape(keep_user, keep_item, events, repeated, after, simultaneous)
 
@@ -73,9 +73,8 @@ def write(buckets: Buckets, kept: Shape, file: Path, advance: Advance) -> None:
     user, item = (np.cumsum(mask, dtype=np.int32) - np.int32(1) for mask in (kept.users, kept.items))
     with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
         for number, bucket in enumerate(buckets):
-            bucket = bucket[kept.users[bucket["user"]]]
-            bucket = bucket[kept.items[bucket["item"]]]
-            columns = [user[bucket["user"]], item[bucket["item"]], np.ascontiguousarray(bucket["time"])]
+            bucket = bucket.where(kept.users[bucket.user] & kept.items[bucket.item])
+            columns = [user[bucket.user], item[bucket.item], bucket.time]
             writer.write_table(pa.table(columns, schema=SCHEMA))
             advance(number + 1, "")
 
@@ -92,15 +91,20 @@ def digest(file: Path) -> str:
 
 def _pairs(bucket: Events, n_items: int) -> IntArray:
     """The distinct (user, item) pairs, as user * n_items + item."""
-    return np.unique(bucket["user"].astype(np.int64) * n_items + bucket["item"])
+    return np.unique(bucket.user.astype(np.int64) * n_items + bucket.item)
 
 
 def _duplicates(bucket: Events) -> int:
-    rows = bucket[np.lexsort((bucket["item"], bucket["time"], bucket["user"]))]
-    same = rows[1:] == rows[:-1]
-    return int(np.count_nonzero(same))
+    """Sorted by (user, time), equal events stand in one run of a user's moment: only such runs are sorted by item."""
+    follows, shared = _follows(bucket), np.zeros(len(bucket.user), dtype=bool)
+    shared[1:] |= follows
+    shared[:-1] |= follows
+    crowded = bucket.where(shared)
+    crowded = crowded.where(np.lexsort((crowded.item, crowded.time, crowded.user)))
+    return int(np.count_nonzero(_follows(crowded) & (crowded.item[1:] == crowded.item[:-1])))
 
 
-def _simultaneous(bucket: Events) -> int:
-    same = (bucket["user"][1:] == bucket["user"][:-1]) & (bucket["time"][1:] == bucket["time"][:-1])
-    return int(np.count_nonzero(same))
+def _follows(bucket: Events) -> Mask:
+    """(n - 1,) whether an event has the user and the moment of the one before it."""
+    mask: Mask = (bucket.user[1:] == bucket.user[:-1]) & (bucket.time[1:] == bucket.time[:-1])
+    return mask
