@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(datasets.INTERRUPTED if getattr(arguments, "raw_folder", None) else "interrupted", file=sys.stderr)
         return 130
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

@@ -18,6 +18,7 @@ Lines = list[tuple[str, object]]
 FLAGS = ("rating_above", "event", "min_item_users", "min_item_rows", "min_user_items", "min_user_rows")
 """Each overrides a field of the protocol's `Filters`."""
 OFF = "off"
+INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,8 @@ def prepare_named(arguments: argparse.Namespace) -> Lines:
         progress=progress,
     )
     progress.say(f"original ids in {done.user_ids} and {done.item_ids}, provenance in {done.account}")
+    if _differs(done, data_set.name):
+        progress.say(f"{done.raw} is not of the published size: is it whole, and the same edition?")
     progress.say(f"terms: {data_set.terms}. Please cite: {data_set.citation}")
     return [
         ("file", done.file),
@@ -95,6 +98,13 @@ def _sizes(done: Prepared, name: str) -> Lines:
             beside = f"  (published: {published})" if published is not None else ""
             lines.append((f"{kind} {moment}", f"{ours}{beside}"))
     return lines
+
+
+def _differs(done: Prepared, name: str) -> bool:
+    """Whether the raw file has other sizes than the published one."""
+    stated = named(name).stated(done.filters, done.raw.name, "read")
+    theirs = (stated.users, stated.items, stated.interactions) if stated else (None, None, None)
+    return any(size not in (None, ours) for size, ours in zip(theirs, done.sizes["read"], strict=True))
 
 
 def list_all(name: str | None) -> Lines:

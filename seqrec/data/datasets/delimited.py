@@ -92,8 +92,11 @@ class Delimited:
     def _columns(self, block: Block) -> list[str]:
         if self.columns:
             return list(self.columns)
-        names = self._split(block.header or "")
-        return [name.strip() for name in names]
+        try:
+            return [name.strip() for name in self._split(block.header or "")]
+        except csv.Error as problem:
+            law = f"closed quotes ({problem})"
+            raise DataError(message(f"{block.source}: line 1", block.header, law)) from None
 
 
 def _the_one(block: Block, columns: list[str], known: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def _linked(block: Block, line: int, text: str) -> dict[str, Any]:
 
 
 def _whole(block: Block, line: int, name: str, value: object) -> int:
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         raise block.error(line, name, value, "a whole number >= 0")

@@ -90,7 +90,7 @@ def _slow(block: Block, names: Mapping[Role, str], read: Any) -> Rows:
     for line, text in block.lines():
         try:
             record = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise DataError(message(f"{block.source}: line {line}", text, f"{kind} in every line")) from None
         if not isinstance(record, dict):
             raise DataError(message(f"{block.source}: line {line}", text, kind))

@@ -60,6 +60,8 @@ class Parts:
     """Records without any field, left out."""
     nameless: int
     """Rows without a user, left out."""
+    ends_in_a_line: bool
+    """False: a text whose last line has no line end."""
 
 
 def key(path: Path, form: RawForm, reading: Reading) -> str:
@@ -107,7 +109,7 @@ def _read_text(path: Path, raw: RawForm, form: TextForm, reading: Reading, folde
             digest = hashlib.sha256(f"{block.header}\n".encode("utf-8", "surrogateescape") + block.text).hexdigest()
             shelf.put(digest[:32], lambda block=block: form.parse(block))  # type: ignore[misc]
             advance(text.position(), f"{shelf.rows:,} events")
-    return shelf.parts(text.sha256)
+    return shelf.parts(text.sha256, ends_in_a_line=text.ends_in_a_line)
 
 
 def _read_columnar(path: Path, form: Columnar, reading: Reading, folder: Path, advance: Advance) -> Parts:
@@ -119,7 +121,7 @@ def _read_columnar(path: Path, form: Columnar, reading: Reading, folder: Path, a
         shelf.put(f"{digest[:16]}-{begun:012}-{count}", lambda rows=rows: rows)  # type: ignore[misc]
         done = shelf.rows / form.rows(path)
         advance(int(size * (0.25 + 0.75 * done)), f"{shelf.rows:,} events")
-    return shelf.parts(digest)
+    return shelf.parts(digest, ends_in_a_line=True)
 
 
 class _Shelf:
@@ -155,8 +157,8 @@ class _Shelf:
         told = {"empty": str(rows.empty), "nameless": str(found.nameless)}
         return pa.table(columns).replace_schema_metadata(told)
 
-    def parts(self, sha256: str) -> Parts:
-        return Parts(tuple(self._files), sha256, self._reused, self._empty, self._nameless)
+    def parts(self, sha256: str, *, ends_in_a_line: bool) -> Parts:
+        return Parts(tuple(self._files), sha256, self._reused, self._empty, self._nameless, ends_in_a_line)
 
 
 def _write(file: Path, table: pa.Table) -> None:

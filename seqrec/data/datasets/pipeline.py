@@ -100,6 +100,8 @@ def prepare(
                 read = work.read(path, form, reading, here, advance)
             if read.reused:
                 progress.say(f"{read.reused} of {len(read.files)} parts were there already")
+            if not read.ends_in_a_line:
+                progress.say(f"{path}: the last line has no line end; if it was cut off there, its event is wrong")
             if not sum(pq.read_metadata(part).num_rows for part in read.files):
                 raise DataError(message(f"{path}: rows", 0, "at least one interaction"))
             with progress.stage("encoding and sorting", 4 * len(read.files)) as advance:

@@ -8,7 +8,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -55,7 +55,7 @@ def find(raw: Path, patterns: list[str], publisher: str) -> tuple[Path, int]:
 def sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
     """64 hex digits; advance: told the bytes read so far."""
     digest, position = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with _told(path), path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
             position += len(piece)
@@ -84,16 +84,19 @@ class _Hashed(io.RawIOBase):
 
 @dataclass
 class Text:
-    """The unpacked text of a raw file. `sha256`, of the packed file, is known once `blocks` is exhausted."""
+    """The unpacked text of a raw file. `sha256`, of the packed file, is known once `blocks` is exhausted; so is
+    `ends_in_a_line`."""
 
     path: Path
     source: str
     """The file, for messages: path, and member of an archive."""
-    sha256: str
     position: Callable[[], int]
     """Packed bytes read so far."""
     _stream: IO[bytes]
     _finish: Callable[[], str]
+    sha256: str = ""
+    ends_in_a_line: bool = True
+    """False: the last line has no line end, as when a download was cut off."""
 
     def blocks(self, separator: bytes, *, has_header: bool, size: int = BLOCK_BYTES) -> Iterator[Block]:
         """Blocks of about `size` bytes that end behind a separator; the last one where the file ends."""
@@ -124,6 +127,7 @@ class Text:
                 raise DataError(message(f"{self.source}: line {line}", held[:40], law))
         if has_header and header is None:
             header, held = held.decode("utf-8", "surrogateescape"), b""
+        self.ends_in_a_line = not held or held.endswith(b"\n")
         if held.strip() or (has_header and line <= 2):
             yield Block(self.source, held, line, header)
 
@@ -134,34 +138,41 @@ def open_text(path: Path, member: str | None = None) -> Iterator[Text]:
 
     Raises DataError for a file that is cut off, damaged, or something else than its name says.
     """
-    with _told(path), path.open("rb") as file:
-        start = file.read(_START_BYTES)
-        file.seek(0)
-        if start.lstrip().lower().startswith(_PAGES):
-            raise DataError(message(str(path), start[:40], "the data set's file, not a web page"))
-        if path.suffix == ".zip":
-            digest = sha256(path)
-            with zipfile.ZipFile(file) as archive:
-                names = [name for name in archive.namelist() if f"/{name}".endswith(f"/{member}")]
-                if len(names) != 1:
-                    raise DataError(message(f"{path}: members", len(names), f"one {member}"))
-                with archive.open(names[0]) as stream:
-                    yield Text(path, f"{path}: {names[0]}", digest, file.tell, stream, lambda: digest)
-            return
-        hashed = _Hashed(file)
-        buffered = io.BufferedReader(hashed, _READ_BYTES)
+    with ExitStack() as stack:
+        with _told(path):
+            file = stack.enter_context(path.open("rb"))
+            start = file.read(_START_BYTES)
+            file.seek(0)
+            if start.lstrip().lower().startswith(_PAGES):
+                raise DataError(message(str(path), start[:40], "the data set's file, not a web page"))
+            text = _archived(path, member, file, stack) if path.suffix == ".zip" else _plain(path, start, file)
+        yield text  # outside: what goes wrong with the text is not this file's fault
 
-        def finish() -> str:
-            while buffered.read(_READ_BYTES):
-                pass
-            return hashed.digest.hexdigest()
 
-        packed = start.startswith(b"\x1f\x8b")
-        if path.suffix == ".gz" and not packed:
-            law = "a gzip file (1f 8b ...)"
-            raise DataError(message(str(path), start[:16], law, "if it is unpacked already, rename it without .gz"))
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=buffered) if packed else buffered)
-        yield Text(path, str(path), "", lambda: hashed.position, stream, finish)
+def _archived(path: Path, member: str | None, file: IO[bytes], stack: ExitStack) -> Text:
+    archive = stack.enter_context(zipfile.ZipFile(file))
+    names = [name for name in archive.namelist() if f"/{name}".endswith(f"/{member}")]
+    if len(names) != 1:
+        raise DataError(message(f"{path}: members", len(names), f"one {member}"))
+    digest = sha256(path)
+    return Text(path, f"{path}: {names[0]}", file.tell, stack.enter_context(archive.open(names[0])), lambda: digest)
+
+
+def _plain(path: Path, start: bytes, file: IO[bytes]) -> Text:
+    packed = start.startswith(b"\x1f\x8b")
+    if path.suffix == ".gz" and not packed:
+        law = "a gzip file (1f 8b ...)"
+        raise DataError(message(str(path), start[:16], law, "if it is unpacked already, rename it without .gz"))
+    hashed = _Hashed(file)
+    buffered = io.BufferedReader(hashed, _READ_BYTES)
+
+    def finish() -> str:
+        while buffered.read(_READ_BYTES):
+            pass
+        return hashed.digest.hexdigest()
+
+    stream = cast(IO[bytes], gzip.GzipFile(fileobj=buffered) if packed else buffered)
+    return Text(path, str(path), lambda: hashed.position, stream, finish)
 
 
 @contextmanager
@@ -171,7 +182,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except EOFError:
         raise DataError(f"{path}: got a file that ends too early; expected it whole. hint: download it again") from None
-    except (gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
+    except (gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         law = "an undamaged archive"
         raise DataError(f"{path}: got {str(error).rstrip('.')}; expected {law}. hint: download it again") from None
     except OSError as error:

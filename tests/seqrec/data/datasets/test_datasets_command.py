@@ -41,6 +41,7 @@ def test_a_data_set_is_prepared_by_name(films: Path, tmp_path: Path, capsys: pyt
     assert told["users after filter"] == "6  (published: 138078)"
     assert told["duplicate rows kept"] == "2"
     assert "reading" in said.err
+    assert "is not of the published size" in said.err
     assert "F. M. Harper" in said.err
     account = json.loads(out.with_suffix(".json").read_text())
     assert account["digest"] == told["digest"]

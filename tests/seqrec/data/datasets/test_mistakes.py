@@ -58,6 +58,7 @@ def parquet(**columns: Any) -> bytes:
     ("file", "text", "words"),
     [
         (BEER, A_BEER + "\n" + A_BEER[:20], "line 3: got \"{'beer/beerId': '7',\"; expected a Python dictionary or"),
+        (BEER, "{[]: 1}", "line 1: got '{[]: 1}'; expected a Python dictionary or a JSON object in every line."),
         (BEER, "__import__('os')\n", "line 1: got \"__import__('os')\"; expected a Python dictionary"),
         (BEER, "\n" + A_BEER.replace("beerId", "id"), "line 2, beer/beerId: got None; expected a value in every row."),
         (
@@ -126,6 +127,7 @@ def parquet(**columns: Any) -> bytes:
         (FILMS, FILMS_HEAD + "1,2,3.5,1112486027\n1,2,3.5\n", "line 3: got 3 values; expected 4 (userId, movieId,"),
         (FILMS, FILMS_HEAD + f"1,{10**20},3.5,1112486027\n", f"line 2, movieId: got '{10**20}'; expected an integer"),
         (FILMS, FILMS_HEAD, "rows: got 0; expected at least one interaction."),
+        (FILMS, 'userId,"movieId\n', "line 1: got 'userId,\"movieId'; expected closed quotes"),
         (FILMS, "", "line 1, columns: got ''; expected one column named userId."),
         (SESSIONS, "s\t1\t1390231051\n", "line 1: got 3 values; expected 4 (type, id, timestamp, JSON)."),
         (
@@ -135,6 +137,7 @@ def parquet(**columns: Any) -> bytes:
         ),
         (SESSIONS, A_SESSION + A_SESSION.replace("230}", "-2}"), "line 2, objects.playstart: got -2; expected a whole"),
         (SESSIONS, A_SESSION.replace('"id":8,', ""), "line 1, objects.id: got None; expected a whole number >= 0."),
+        (SESSIONS, A_SESSION.replace("4}", f'"{"4" * 5000}"}}'), "line 1, subjects.id: got '4444"),
         (SESSIONS, A_SESSION[:-9], 'line 1: got \'{} {"subjects"'),
         (SESSIONS, A_SESSION.replace('{"id":4}', ""), "line 1, subjects: got []; expected a list with one user."),
     ],

@@ -138,6 +138,14 @@ def test_half_a_parquet_file_is_told(run: Run) -> None:
         run("zvuk", "zvuk-interactions.parquet", sink.getvalue()[:9000])
 
 
+@pytest.mark.parametrize(("end", "warned"), [("\n", False), ("", True), ("\n\n", False)])
+def test_a_last_line_without_an_end_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str], end: str, warned: bool
+) -> None:
+    run("behance", "Behance_appreciate_1M", b"1 2 1307583271\n1 3 1307583271" + end.encode())
+    assert ("the last line has no line end" in capsys.readouterr().err) == warned
+
+
 def test_the_account_holds_the_checksum_of_what_was_read(run: Run) -> None:
     content = gzip.compress(EVENTS)
     assert run("behance", "Behance_appreciate_1M.gz", content).done.raw_sha256 == hashlib.sha256(content).hexdigest()

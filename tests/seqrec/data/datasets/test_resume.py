@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import os
@@ -120,6 +121,22 @@ def test_a_part_depends_on_every_option_of_reading(tmp_path: Path) -> None:
         readings.append(parts.Reading(**(base | other)))  # type: ignore[arg-type]
     keys = {parts.key(raw, data_set.files[0], reading) for reading in readings}
     assert len(keys) == len(readings)
+
+
+def test_a_full_disk_is_not_the_raw_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = raw_file(tmp_path), tmp_path / "out.parquet"
+    write = parts._write
+
+    def full(file: Path, table: object) -> None:
+        if file.name.startswith("part-000002"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        write(file, table)
+
+    monkeypatch.setattr(parts, "_write", full)
+    with pytest.raises(DataError, match=r"part-000002-.*: cannot be written \(No space left on device\)"):
+        go(raw, out)
+    monkeypatch.undo()
+    assert go(raw, out).reused_parts == 2
 
 
 def test_two_preparations_of_one_file_are_refused(tmp_path: Path) -> None:
