@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -95,6 +96,17 @@ def test_the_papers_filter_is_that_of_the_general_command(tmp_path: Path) -> Non
     assert ours.digest == theirs.digest
     assert ours.sizes["after filter"] == (theirs.after.users, theirs.after.items, theirs.after.interactions)
     assert 0 < theirs.after.interactions < 900, "a filter that does something"
+
+
+def test_an_item_whose_users_are_all_left_out_goes_too(tmp_path: Path) -> None:
+    # Item 1 has the two users it needs; neither has two items, so that it ends without any.
+    events = [(1, 1, 5.0, START), (2, 1, 5.0, START), (3, 2, 5.0, START), (3, 3, 5.0, START)]
+    events += [(4, 2, 5.0, START), (4, 3, 5.0, START)]
+    filters = Filters(min_item_users=2, min_user_items=2)
+    done = prepare(named("ml_20m"), written(tmp_path, events), tmp_path / "out.parquet", filters)
+    assert done.sizes["after filter"] == (2, 2, 4)
+    assert interactions.read(str(done.file)).item_id.tolist() == [0, 1, 0, 1]
+    assert pq.read_table(done.item_ids)["original"].to_pylist() == [2, 3]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))

@@ -182,3 +182,15 @@ def test_bytes_that_are_no_text_matter_where_they_are_read(run: Run) -> None:
     assert run("zvuk", "zvuk-interactions.csv", head + row).rows == [(3, 9, 1673784000_000_000)]
     with pytest.raises(DataError, match=r"line 3, user_id: got '\\udcff3'; expected text in UTF-8"):
         run("zvuk", "zvuk-interactions.csv", head + row + b"\xff" + row)
+
+
+@pytest.mark.parametrize(
+    ("time", "accepted"), [(631151999, False), (631152000, True), (2208988799, True), (2208988800, False)]
+)
+def test_the_bounds_of_time(run: Run, time: int, accepted: bool) -> None:
+    text = f"1 2 {time}\n".encode()
+    if accepted:
+        assert run("behance", "Behance_appreciate_1M", text).rows == [("1", "2", time)]
+    else:
+        with pytest.raises(DataError, match=f"got '{time}'; expected a time from 1990-01-01 to 2040-01-01 in seconds"):
+            run("behance", "Behance_appreciate_1M", text)
