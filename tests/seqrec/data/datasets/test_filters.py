@@ -109,6 +109,7 @@ def test_an_item_whose_users_are_all_left_out_goes_too(tmp_path: Path) -> None:
     assert pq.read_table(done.item_ids)["original"].to_pylist() == [2, 3]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))
 def test_buckets_hold_whole_users_and_no_more_than_they_may(owned: list[int], limit: int) -> None:
     last = _borders(np.array(owned, dtype=np.int64), limit).tolist()

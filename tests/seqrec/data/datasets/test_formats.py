@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from seqrec.data.datasets import lines
 from seqrec.data.datasets.columnar import Columnar
@@ -205,6 +205,7 @@ def test_megamarket_keeps_purchases(run: Run) -> None:
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT, st.integers(0, 2**40), st.floats(0, 5)), min_size=1, max_size=6))
 def test_json_is_read_alike_the_fast_way_and_the_slow(rows: list[tuple[str, str, int, float]]) -> None:
     form = named("amazon_beauty_2014").files[0].form
@@ -220,6 +221,7 @@ def test_json_is_read_alike_the_fast_way_and_the_slow(rows: list[tuple[str, str,
         assert [str(value) for value in column.to_pylist()] == [str(value) for value in slow[role].to_pylist()]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6), st.booleans())
 def test_columns_are_read_alike_the_fast_way_and_the_slow(rows: list[tuple[str, str, str]], quoted: bool) -> None:
     form = Delimited({"user": ("a",), "time": ("c",)}, columns=("a", "b", "c"), quoted=quoted, delimiter=",")
