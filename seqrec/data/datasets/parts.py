@@ -40,6 +40,7 @@ class Reading:
 
     laws: Laws
     filters: Filters
+    """Those of single rows (`Filters.of_rows`)."""
     earliest: date
     latest: date
     block_bytes: int = BLOCK_BYTES

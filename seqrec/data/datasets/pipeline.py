@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from seqrec.data.datasets import parts as work
 from seqrec.data.datasets.cells import EARLIEST, LATEST
 from seqrec.data.datasets.columnar import BATCH_ROWS
-from seqrec.data.datasets.dataset import DataSet, Moment
-from seqrec.data.datasets.deal import BUCKET_ROWS, deal
+from seqrec.data.datasets.dataset import DataSet, Moment, RawForm
+from seqrec.data.datasets.deal import BUCKET_ROWS, Buckets, deal
 from seqrec.data.datasets.progress import Progress
 from seqrec.data.datasets.protocols import Filters
 from seqrec.data.datasets.raw_files import BLOCK_BYTES, find
@@ -80,69 +80,82 @@ def prepare(
     Interrupted, it leaves finished parts in a hidden folder beside `out`, and the next call goes on from them. Raises
     DataError that names file and line.
     """
-    limits, progress = limits or Limits(), progress or Progress()
     if earliest >= latest:
         raise DataError(message("--earliest", str(earliest), f"a day before --latest ({latest})"))
+    limits, progress = limits or Limits(), progress or Progress()
     path, which = find(raw, [form.pattern for form in data_set.files], data_set.publisher)
-    form = data_set.files[which]
-    names = {kind: out.with_suffix(f".{kind}.parquet") for kind in ("users", "items")} | {
-        "account": out.with_suffix(".json"),
-        "file": out,
-    }
-    if out.suffix != ".parquet" or path.resolve() in [name.resolve() for name in names.values()]:
+    files = _files(out)
+    if out.suffix != ".parquet" or path.resolve() in [file.resolve() for file in files.values()]:
         raise DataError(message("--out", str(out), "a file of its own that ends in .parquet"))
-    reading = work.Reading(data_set.laws, filters, earliest, latest, limits.block_bytes, limits.batch_rows)
+    reading = work.Reading(data_set.laws, filters.of_rows, earliest, latest, limits.block_bytes, limits.batch_rows)
     folder = out.with_name(f".{out.name}.work")
     try:
         with work.locked(folder):
-            here = work.current(folder, work.key(path, form, reading))
-            with progress.stage(f"reading {path}", path.stat().st_size) as advance:
-                read = work.read(path, form, reading, here, advance)
-            if read.reused:
-                progress.say(f"{read.reused} of {len(read.files)} parts were there already")
-            if not read.ends_in_a_line:
-                progress.say(f"{path}: the last line has no line end; if it was cut off there, its event is wrong")
-            if not sum(pq.read_metadata(part).num_rows for part in read.files):
-                raise DataError(message(f"{path}: rows", 0, "at least one interaction"))
+            here = work.current(folder, work.key(path, data_set.files[which], reading))
+            read = _read(path, data_set.files[which], reading, here, progress)
             with progress.stage("encoding and sorting", 4 * len(read.files)) as advance:
                 buckets = deal(read, here, advance, newest_first=data_set.newest_first, bucket_rows=limits.bucket_rows)
             with progress.stage("filtering", 2 * len(buckets.files)) as advance:
                 kept = shape(buckets, filters, advance)
             if not kept.events:
                 raise DataError(message(f"{path}: filters", str(filters), "filters that leave something"))
-            partial = {kind: here / f"finished-{kind}" for kind in names}
+            finished = {kind: here / f"finished-{kind}" for kind in files}
             with progress.stage(f"writing {out}", len(buckets.files)) as advance:
-                write(buckets, kept, partial["file"], advance)
-            _write_ids(buckets.user_ids, kept.users, "user_id", partial["users"])
-            _write_ids(buckets.item_ids, kept.items, "item_id", partial["items"])
-            sizes: dict[Moment, tuple[int, int, int]] = {"read": buckets.read}
-            if filters.by_value:
-                sizes["chosen"] = buckets.chosen
-            sizes["after filter"] = kept.sizes
-            done = Prepared(
-                out,
-                names["users"],
-                names["items"],
-                names["account"],
-                path,
-                read.sha256,
-                filters,
-                sizes,
-                kept.duplicates_after,
-                kept.simultaneous,
-                {"without a user": read.nameless, "empty records": read.empty},
-                digest(partial["file"]),
-                read.reused,
-            )
+                write(buckets, kept, finished["file"], advance)
+            _write_ids(buckets.user_ids, kept.users, "user_id", finished["users"])
+            _write_ids(buckets.item_ids, kept.items, "item_id", finished["items"])
+            done = _prepared(out, path, filters, read, buckets, kept, digest(finished["file"]))
             account = _account(data_set, protocol, reading, done, kept)
-            partial["account"].write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            for kind, name in names.items():
-                os.replace(partial[kind], name)
-            shutil.rmtree(here)
-        shutil.rmtree(folder)
+            finished["account"].write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for kind, file in files.items():
+                os.replace(finished[kind], file)
+            shutil.rmtree(folder)
     except OSError as error:
         raise DataError(f"{error.filename or out}: cannot be written ({error.strerror or error}).") from None
     return done
+
+
+def _files(out: Path) -> dict[str, Path]:
+    """What is written, `out` last."""
+    sides = {kind: out.with_suffix(f".{kind}.parquet") for kind in ("users", "items")}
+    return {**sides, "account": out.with_suffix(".json"), "file": out}
+
+
+def _read(path: Path, form: RawForm, reading: work.Reading, folder: Path, progress: Progress) -> work.Parts:
+    with progress.stage(f"reading {path}", path.stat().st_size) as advance:
+        read = work.read(path, form, reading, folder, advance)
+    if read.reused:
+        progress.say(f"{read.reused} of {len(read.files)} parts were there already")
+    if not read.ends_in_a_line:
+        progress.say(f"{path}: the last line has no line end; if it was cut off there, its event is wrong")
+    if not sum(pq.read_metadata(part).num_rows for part in read.files):
+        raise DataError(message(f"{path}: rows", 0, "at least one interaction"))
+    return read
+
+
+def _prepared(
+    out: Path, raw: Path, filters: Filters, read: work.Parts, buckets: Buckets, kept: Shape, digest: str
+) -> Prepared:
+    sizes: dict[Moment, tuple[int, int, int]] = {"read": buckets.read}
+    if filters.by_value:
+        sizes["chosen"] = buckets.chosen
+    sizes["after filter"] = kept.sizes
+    files = _files(out)
+    return Prepared(
+        file=out,
+        user_ids=files["users"],
+        item_ids=files["items"],
+        account=files["account"],
+        raw=raw,
+        raw_sha256=read.sha256,
+        filters=filters,
+        sizes=sizes,
+        duplicates=kept.duplicates_after,
+        simultaneous=kept.simultaneous,
+        left_out={"without a user": read.nameless, "empty records": read.empty},
+        digest=digest,
+        reused_parts=read.reused,
+    )
 
 
 def _write_ids(ids: pa.Array, kept: np.ndarray[Any, np.dtype[np.bool_]], name: str, file: Path) -> None:

@@ -37,6 +37,11 @@ class Filters:
         return replace(self, **flags).check()  # type: ignore[arg-type]
 
     @property
+    def of_rows(self) -> Filters:
+        """Those that look at a row by itself, while the file is read."""
+        return Filters(self.rating_above, self.event)
+
+    @property
     def by_value(self) -> bool:
         return self.rating_above is not None or self.event is not None
 
