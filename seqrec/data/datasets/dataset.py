@@ -26,6 +26,8 @@ class RawForm:
     form: TextForm | Columnar
     member: str | None = None
     """How the name inside a zip archive ends."""
+    md5: str | None = None
+    """The file's checksum, where its publisher states one."""
 
 
 @dataclass(frozen=True)

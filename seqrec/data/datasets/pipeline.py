@@ -23,7 +23,7 @@ from seqrec.data.datasets.dataset import DataSet, Moment, RawForm
 from seqrec.data.datasets.deal import BUCKET_ROWS, Buckets, deal
 from seqrec.data.datasets.progress import Progress
 from seqrec.data.datasets.protocols import Filters
-from seqrec.data.datasets.raw_files import BLOCK_BYTES, find
+from seqrec.data.datasets.raw_files import BLOCK_BYTES, find, md5
 from seqrec.data.datasets.shape import Shape, digest, shape, write
 from seqrec.errors import DataError, message
 
@@ -105,7 +105,9 @@ def prepare(
             _write_ids(buckets.user_ids, kept.users, "user_id", finished["users"])
             _write_ids(buckets.item_ids, kept.items, "item_id", finished["items"])
             done = _prepared(out, path, filters, read, buckets, kept, digest(finished["file"]))
-            account = _account(data_set, protocol, reading, done, kept)
+            account = _account(
+                data_set, protocol, reading, done, kept, _checksum(path, data_set.files[which], progress)
+            )
             finished["account"].write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             for kind, file in files.items():
                 os.replace(finished[kind], file)
@@ -131,6 +133,16 @@ def _read(path: Path, form: RawForm, reading: work.Reading, folder: Path, progre
     if not sum(pq.read_metadata(part).num_rows for part in read.files):
         raise DataError(message(f"{path}: rows", 0, "at least one interaction"))
     return read
+
+
+def _checksum(path: Path, form: RawForm, progress: Progress) -> dict[str, str]:
+    """The raw file's MD5 beside its publisher's, where there is one."""
+    if form.md5 is None:
+        return {}
+    found = md5(path)
+    if found != form.md5:
+        progress.say(f"{path}: got MD5 {found}; its publisher states {form.md5}: another edition, or packed anew?")
+    return {"md5": found, "published_md5": form.md5}
 
 
 def _prepared(
@@ -165,7 +177,9 @@ def _write_ids(ids: pa.Array, kept: np.ndarray[Any, np.dtype[np.bool_]], name: s
     )
 
 
-def _account(data_set: DataSet, protocol: str, reading: work.Reading, done: Prepared, kept: Shape) -> dict[str, object]:
+def _account(
+    data_set: DataSet, protocol: str, reading: work.Reading, done: Prepared, kept: Shape, checksum: dict[str, str]
+) -> dict[str, object]:
     stat = done.raw.stat()
     published = [
         {
@@ -213,6 +227,7 @@ def _account(data_set: DataSet, protocol: str, reading: work.Reading, done: Prep
                     "bytes": stat.st_size,
                     "modified": datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds"),
                     "sha256": done.raw_sha256,
+                    **checksum,
                 }
             ],
             "publisher": data_set.publisher,

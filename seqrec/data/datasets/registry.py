@@ -176,7 +176,7 @@ _ALL = (
         "ml_20m",
         "MovieLens 20M: ratings of films",
         (
-            RawForm("ml-20m.zip", _MOVIELENS, member="ratings.csv"),
+            RawForm("ml-20m.zip", _MOVIELENS, "ratings.csv", md5="cd245b17a1ae2cc31bb14903e1204af3"),
             RawForm("ml-20m/ratings.csv", _MOVIELENS),
             RawForm("ratings.csv", _MOVIELENS),
         ),

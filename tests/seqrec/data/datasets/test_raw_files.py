@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import random
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from seqrec.data.datasets.pipeline import prepare
+from seqrec.data.datasets.protocols import Filters
 from seqrec.data.datasets.raw_files import find, open_text
+from seqrec.data.datasets.registry import named
 from seqrec.errors import DataError
 
 Run = Callable[..., Any]
@@ -145,6 +150,19 @@ def test_a_last_line_without_an_end_is_told(
 ) -> None:
     run("behance", "Behance_appreciate_1M", b"1 2 1307583271\n1 3 1307583271" + end.encode())
     assert ("the last line has no line end" in capsys.readouterr().err) == warned
+
+
+def test_a_published_checksum_is_held_against_the_file(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    content = archive(FILMS)
+    true, stated = hashlib.md5(content).hexdigest(), "cd245b17a1ae2cc31bb14903e1204af3"
+    done = run("ml_20m", "ml-20m.zip", content).done
+    assert f"got MD5 {true}; its publisher states {stated}" in capsys.readouterr().err
+    told = json.loads(done.account.read_text())["provenance"]["raw"][0]
+    assert (told["md5"], told["published_md5"]) == (true, stated)
+    data_set = named("ml_20m")
+    files = (replace(data_set.files[0], md5=true), *data_set.files[1:])
+    prepare(replace(data_set, files=files), done.raw, done.file, Filters())
+    assert "MD5" not in capsys.readouterr().err
 
 
 def test_the_account_holds_the_checksum_of_what_was_read(run: Run) -> None:
