@@ -84,7 +84,21 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             law = "a file that no other preparation is writing"
             raise DataError(message("--out", folder.name.removeprefix(".").removesuffix(".work"), law)) from None
-        yield
+        try:
+            yield
+        finally:
+            _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Leaves no work folder without parts in it."""
+    kept = False
+    for place in folder.iterdir() if folder.exists() else ():
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+        kept |= place.is_dir()
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def current(folder: Path, name: str) -> Path:

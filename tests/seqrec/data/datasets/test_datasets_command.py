@@ -97,12 +97,18 @@ def test_flags_override_the_protocol(
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_exit_code_2(
-    films: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    films: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
+    monkeypatch.chdir(films.parent)
     assert main(["prepare", *arguments, "--raw", str(films)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert words in said.err
+    assert [file.name for file in films.parent.iterdir()] == ["raw"], "nothing is left behind"
 
 
 @pytest.mark.parametrize(
