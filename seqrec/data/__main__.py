@@ -1,4 +1,4 @@
-"""python -m seqrec.data prepare | synthesize | show: data on stdout, messages on stderr, exit code 2 for a user's
+"""python -m seqrec.data prepare | list | synthesize | show: data on stdout, messages on stderr, exit code 2 for a user's
 mistake."""
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 import seqrec.data
 from seqrec.config import PROTOCOLS, Data, parse_section
 from seqrec.data import synthetic
+from seqrec.data.datasets import command as datasets
 from seqrec.data.prepare import Counts, prepare
-from seqrec.errors import ConfigError, UserError
+from seqrec.errors import ConfigError, DataError, UserError, message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(datasets.INTERRUPTED if getattr(arguments, "raw_folder", None) else "interrupted", file=sys.stderr)
+        return 130
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")
@@ -32,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    if datasets.is_named(arguments):
+        return datasets.prepare_named(arguments)
+    if arguments.out is None:
+        raise DataError(message("--out", None, "the file to write"))
     print(f"reading {arguments.raw}", file=sys.stderr)
     done = prepare(
         arguments.raw,
@@ -40,8 +48,8 @@ def _prepare(arguments: argparse.Namespace) -> list[tuple[str, object]]:
         item_column=arguments.item_column,
         time_column=arguments.time_column,
         order_column=arguments.order_column,
-        min_item_users=arguments.min_item_users,
-        min_user_items=arguments.min_user_items,
+        min_item_users=1 if arguments.min_item_users is None else arguments.min_item_users,
+        min_user_items=1 if arguments.min_user_items is None else arguments.min_user_items,
     )
     print(f"original ids in {done.user_ids} and {done.item_ids}", file=sys.stderr)
 
@@ -104,23 +112,30 @@ def _told_as_options() -> Iterator[None]:
         raise ConfigError(f"--{key.removeprefix('n_').replace('_', '-')}:{rest}") from None
 
 
-COMMANDS = {"prepare": _prepare, "synthesize": _synthesize, "show": _show}
+COMMANDS = {"prepare": _prepare, "list": _list, "synthesize": _synthesize, "show": _show}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m seqrec.data", description="Prepare, make, look at interactions.")
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare_ = commands.add_parser("prepare", help="turn a CSV, TSV or parquet file into a canonical one")
-    prepare_.add_argument("raw", metavar="RAW", type=Path, help="CSV, TSV (.gz too) or parquet, with a header")
-    prepare_.add_argument("--out", metavar="FILE.parquet", type=Path, required=True)
+    prepare_ = commands.add_parser(
+        "prepare", help="turn a data set's published files, or a table, into a canonical one"
+    )
+    prepare_.add_argument(
+        "raw", metavar="NAME|FILE", type=Path, help="a data set of the papers, or a CSV, TSV (.gz too) or parquet file"
+    )
+    prepare_.add_argument("--out", metavar="FILE.parquet", type=Path, help="of a data set by default NAME.parquet")
     for role in ("user", "item", "time", "order"):
         prepare_.add_argument(f"--{role}-column", metavar="NAME", help="default: recognised by its name")
     prepare_.add_argument(
-        "--min-item-users", metavar="N", type=int, default=1, help="first drop items with fewer users (papers: 5)"
+        "--min-item-users", metavar="N", type=int, help="first drop items with fewer users (papers: 5)"
     )
     prepare_.add_argument(
-        "--min-user-items", metavar="N", type=int, default=1, help="then drop users with fewer items (papers: 20)"
+        "--min-user-items", metavar="N", type=int, help="then drop users with fewer items (papers: 20)"
     )
+    datasets.add_options(prepare_)
+    list_ = commands.add_parser("list", help="print the data sets of the papers, or all about one")
+    list_.add_argument("name", metavar="NAME", nargs="?")
     synthesize = commands.add_parser("synthesize", help="make interactions with a popularity tail and an order")
     synthesize.add_argument("--users", dest="n_users", metavar="N", type=int, required=True)
     synthesize.add_argument("--items", dest="n_items", metavar="V", type=int, required=True)
