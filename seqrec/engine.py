@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqrec import seeding
 from seqrec.config import Train
-from seqrec.data.batches import Batch, CausalBatches
+from seqrec.data.batches import Batch, Batches
 from seqrec.data.negatives import NegativeSampler
 from seqrec.errors import DivergedError
 from seqrec.losses import Loss
@@ -29,7 +29,7 @@ class Engine:
         model: SequenceModel,
         loss: Loss,
         sampler: NegativeSampler | None,
-        batches: CausalBatches,
+        batches: Batches,
         settings: Train,
         device: torch.device,
     ) -> None:
@@ -48,7 +48,7 @@ class Engine:
         )
 
     def run_epoch(self, epoch: int) -> float:
-        """Trains on every batch of epoch `epoch` (1-based) once; the mean loss over its positions.
+        """Trains on every batch of epoch `epoch` (1-based) once; the mean loss over its targets.
 
         Raises DivergedError, once the epoch is over, if a loss or a parameter was not finite.
         """
@@ -71,6 +71,8 @@ class Engine:
         if self.sampler is not None:
             negatives = self.sampler.draw(batch.targets, batch.rows, batch.users, generators.negatives)
         hidden = self.model.states(batch.windows)
+        if batch.predicted is not None:
+            hidden = hidden.index_select(0, batch.predicted)
         loss = cast(Tensor, self.loss(hidden, self.model.item_embeddings(), batch.targets, negatives, generators.loss))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -6,14 +6,16 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from seqrec import data, feasibility, losses, memory, meters, models, seeding, trainer, yamlfile
-from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Run, parse
-from seqrec.data.batches import CausalBatches
+from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Bert4rec, Run, parse
+from seqrec.data.batches import Batches, CausalBatches
+from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import NegativeSampler
 from seqrec.data.tables import Holdout, Split
 from seqrec.engine import Engine
@@ -69,7 +71,15 @@ def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) 
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
-    batches = CausalBatches(
+    return Engine(model, loss, sampler, _batches(run, split, device), run.train, device)
+
+
+def _batches(run: Run, split: Split, device: torch.device) -> Batches:
+    """What the run's model is trained on."""
+    kind: Callable[..., Batches] = CausalBatches
+    if isinstance(run.model, Bert4rec):
+        kind = partial(ClozeBatches, mask_probability=run.model.mask_probability)
+    return kind(
         split.train,
         max_length=run.model.max_length,
         batch_size=run.train.batch_size,
@@ -77,7 +87,6 @@ def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) 
         seed=run.train.seed,
         device=device,
     )
-    return Engine(model, loss, sampler, batches, run.train, device)
 
 
 def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *, lists: bool) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def changed(key: str, value: object, base: dict[str, Any] = BASE) -> dict[str, A
         ("trian", {}, "trian: unknown key. hint: did you mean train?"),
         ("model.n_heads", 3, "model.n_heads: got 3; expected a divisor of hidden_size (64)."),
         ("model.dropout", 1.0, "model.dropout: got 1.0; expected a number < 1.0."),
+        ("model", {}, "model.name: got None; expected one of sasrec, bert4rec."),
+        (
+            "model.name",
+            "bert",
+            "model.name: got 'bert'; expected one of sasrec, bert4rec. hint: did you mean bert4rec?",
+        ),
+        ("model.max_len", 3, "model.max_len: unknown key of model sasrec. hint: did you mean model.max_length?"),
+        ("model.mask_probability", 0.2, "model.mask_probability: unknown key of model sasrec."),
         ("data.split", "loo", "data.split: got 'loo'; expected 'leave_one_out' or 'temporal'."),
         ("data.path", "", "data.path: got ''; expected text that is not empty."),
     ],
@@ -55,6 +64,39 @@ def test_a_mistake_names_key_value_and_law(key: str, value: object, told: str) -
     with pytest.raises(ConfigError) as caught:
         config.parse(changed(key, value), "run.yaml")
     assert str(caught.value).startswith(f"run.yaml: {told}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("n_heads", 3, "model.n_heads: got 3; expected a divisor of hidden_size (256)."),
+        ("mask_probability", 0.0, "model.mask_probability: got 0.0; expected a number > 0.0."),
+        ("mask_probability", 1.0, "model.mask_probability: got 1.0; expected a number < 1.0."),
+        ("head", "own", "model.head: got 'own'; expected 'untied' or 'tied'."),
+        ("max_length", 1, "model.max_length: got 1; expected a number >= 2."),
+        ("hidden_size", 1, "model.hidden_size: got 1; expected a number >= 2."),
+        ("mask_padding", True, "model.mask_padding: unknown key of model bert4rec."),
+    ],
+)
+def test_a_mistake_in_bert4rec_names_key_value_and_law(key: str, value: object, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(changed(f"model.{key}", value, {**BASE, "model": {"name": "bert4rec"}}))
+    assert str(caught.value).startswith(told)
+
+
+def test_bert4rec_is_the_published_one_by_default() -> None:
+    model = config.parse({**BASE, "model": {"name": "bert4rec"}}).model
+    assert model == config.Bert4rec(
+        name="bert4rec",
+        max_length=128,
+        hidden_size=256,
+        n_blocks=2,
+        n_heads=2,
+        dropout=0.1,
+        mask_probability=0.15,
+        head="untied",
+        head_bias=True,
+    )
 
 
 def test_a_missing_section_is_named() -> None:
@@ -84,17 +126,18 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
     }
     other: dict[str, object] = {
         "data.split": "temporal", "data.path": "other", "data.quantile": 0.9, "model.initialization": "xavier_normal",
-        "model.ffn_dropout": "after_relu", "model.mask_padding": True, "model.dropout": 0.11, "train.drop_last": True,
+        "model.ffn_dropout": "after_relu", "model.mask_probability": 0.3, "model.head": "tied",
+        "model.head_bias": False, "model.mask_padding": True, "model.dropout": 0.11, "train.drop_last": True,
         "train.patience": None, "train.beta1": 0.8, "train.beta2": 0.9, "train.learning_rate": 0.5,
         "train.weight_decay": 0.5, "evaluation.exclude_seen": False, "loss.gbce_t": 0.5, "loss.sampling": "popularity",
         "loss.negatives_scope": "position", "loss.with_replacement": True, "loss.exclude_history": False,
         "loss.correction": "log_q", "loss.mix_x": True, "loss.chunk_bytes": 2**20, "loss.buckets_per_chunk": 4,
     }  # fmt: skip
     checked = 0
-    for name, loss in losses.items():
-        base = {**BASE, "loss": loss}
+    for model, (name, loss) in itertools.product(config.MODELS, losses.items()):
+        base = {**BASE, "model": {"name": model}, "loss": loss}
         before = _flat(config.parse(base))
-        for key in config.known_keys("sasrec", name) - {"model.name", "loss.name"}:
+        for key in config.known_keys(model, name) - {"model.name", "loss.name"}:
             value = other.get(key, 16)
             after = (
                 _flat(config.parse(changed(key, value, base))) if key != "loss.sampling" or name != "ce_minus" else None
@@ -104,7 +147,7 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
             assert {k for k in after if after[k] != before[k]} == {key}
             assert after[key] == value
             checked += 1
-    assert checked > 9 * 18
+    assert checked > 2 * 9 * 18
 
 
 def _flat(run: config.Run) -> dict[str, object]:
