@@ -143,10 +143,11 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, -1, correction=1, keepdim=True)
-        std = variance.sqrt_()
+        mean = x.mean(-1, keepdim=True)
+        centred = x - mean
+        std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).div_((x.shape[-1] - 1) ** 0.5)
         ctx.save_for_backward(x, gain, mean, std)
-        return torch.addcmul(bias, (x - mean).div_(std + LAYER_NORM_EPS), gain)
+        return torch.addcmul(bias, centred.div_(std + LAYER_NORM_EPS), gain)
 
     @staticmethod
     @once_differentiable
