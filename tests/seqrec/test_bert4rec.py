@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from seqrec import models
 from seqrec.config import Bert4rec
 from seqrec.data.batches import Windows
+from seqrec.models import grids
 from seqrec.models.base import SequenceModel
 from seqrec.models.bert4rec import LayerNorm
 
@@ -179,6 +180,13 @@ def test_states_do_not_depend_on_what_else_is_in_the_batch() -> None:
         alone = slice(row, row + 1)
         single = model.states(packed(items[alone], valid[alone], masked[alone]))
         torch.testing.assert_close(together[rows == row], single, rtol=1e-9, atol=1e-9)
+
+
+def test_no_softmax_is_empty() -> None:
+    """Rows of spare histories are in the grid of a GPU, and a softmax over nothing is not a number."""
+    keys = grids._filled_cells(torch.tensor([0, 2, 3]), 3)
+    assert keys.shape == (3, 1, 1, 3)
+    assert keys.int().squeeze().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_histories_without_items_are_finite() -> None:
