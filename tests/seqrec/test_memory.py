@@ -230,6 +230,13 @@ def test_a_large_catalog_peaks_where_two_gradients_of_its_table_meet() -> None:
     assert prediction.peak_bytes == pytest.approx(5 * table + memory.MATRIX_WORKSPACE, rel=0.01)
 
 
+@pytest.mark.parametrize(("model", "widths"), [(BERT4REC, 4 * (32 + 33)), (TIED, 5 * 33)], ids=["untied", "tied"])
+def test_a_table_that_only_scores_has_one_gradient(model: dict, widths: int) -> None:
+    prediction = predict(make_run(batch_size=8, keys={"chunk_bytes": 2**22}, **model), n_items=1_000_000)
+    assert prediction.moment == "embedding"
+    assert prediction.peak_bytes == pytest.approx(4 * 1_000_000 * widths + memory.MATRIX_WORKSPACE, rel=0.01)
+
+
 def test_full_cross_entropy_is_bounded_by_its_chunk_and_not_by_the_logits() -> None:
     shapes = memory.step_shapes(make_run(), make_data(n_items=100_000)[1])
     assert memory.loss_work(config.Ce(name="ce", chunk_bytes=2**20), shapes) <= 2**20

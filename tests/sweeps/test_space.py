@@ -237,5 +237,8 @@ def test_an_override_of_a_models_key_reaches_the_blocks_whose_model_has_it(plan:
     assert first.name == "sasrec"
     assert (second.name, second.mask_probability) == ("bert4rec", 0.3)
     assert first.max_length == second.max_length == 7
+    unnamed = plan(MIXED.replace("model: {name: sasrec}", "train: {epochs: 1}"), "model.mask_padding=true")
+    assert unnamed.cells[0].run.model.mask_padding, "a block that names no model has the default one"
+    assert unnamed.cells[1].run.model.name == "bert4rec"
     with pytest.raises(SpecError, match=r"--set model\.mask_padding: unknown key of model bert4rec.*belongs to sasrec"):
         plan("loss: {name: ce}\nmodel: {name: bert4rec}\n", "model.mask_padding=true")
