@@ -125,7 +125,7 @@ def history_windows(history: DeviceSequences, rows_B: Tensor, lengths_B: IntArra
     lengths = history.lengths[rows_B].clamp(max=max_length)
     size = Capacity(int(kept.sum()), int(kept.sum()), len(rows_B), int(kept.max(initial=0)))
     windows, source = layout(history.ends[rows_B] - lengths, lengths, size, max_length)
-    return filled(windows, history.items, source)
+    return with_items(windows, history.items, source)
 
 
 def layout(starts_B: Tensor, lengths_B: Tensor, size: Capacity, max_length: int) -> tuple[Windows, Tensor]:
@@ -145,7 +145,7 @@ def layout(starts_B: Tensor, lengths_B: Tensor, size: Capacity, max_length: int)
     return Windows(source, rows, from_end + max_length, offsets, size.longest), source
 
 
-def filled(windows: Windows, items: Tensor, source: Tensor) -> Windows:
+def with_items(windows: Windows, items: Tensor, source: Tensor) -> Windows:
     """Windows with their items, out of a flat array."""
     return replace(windows, items=items.index_select(0, source).long())
 
@@ -258,4 +258,4 @@ class CausalBatches(Batches):
         if size.rows > len(users_B):
             n = windows.offsets[len(users_B)]
             weights = (torch.arange(size.positions, device=self.device) < n) / n
-        return Batch(filled(windows, sequences.items, source), targets, users_B, None, weights)
+        return Batch(with_items(windows, sequences.items, source), targets, users_B, None, weights)

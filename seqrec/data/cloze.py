@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec import seeding
-from seqrec.data.batches import Batch, Batches, Capacity, Plan, Windows, filled, layout
+from seqrec.data.batches import Batch, Batches, Capacity, Plan, Windows, layout, with_items
 from seqrec.data.tables import Sequences
 
 
@@ -78,7 +78,7 @@ class ClozeBatches(Batches):
         # Spare rows must stay inside an array that may be shorter than they are.
         source = source.remainder_(len(sequences.items)) if spare else source
         masked = self._masked.index_select(0, source)
-        windows = replace(filled(windows, sequences.items, source), masked=masked)
+        windows = replace(with_items(windows, sequences.items, source), masked=masked)
         number = torch.arange(size.targets, device=self.device)
         weights = None
         if spare:
@@ -109,4 +109,4 @@ def asked_next(windows: Windows, max_length: int) -> Windows:
     masked = torch.zeros(N + R, dtype=torch.bool, device=device)
     masked.index_fill_(0, asking.offsets[1 : R + 1] - 1, True)
     # At a masked place, whatever item: the model does not look at it. `source` may point behind the last there.
-    return replace(filled(asking, windows.items, source.clamp_(max=N - 1)), masked=masked)
+    return replace(with_items(asking, windows.items, source.clamp_(max=N - 1)), masked=masked)
