@@ -6,6 +6,7 @@ and the matrix library's workspace. Not counted: rounding, fragmentation, the CU
 A step has a few moments at which memory can peak; a prediction is the largest of them with the parts that are alive
 there.
 
+plan       an epoch's masks are drawn (BERT4Rec)
 draw       negatives are drawn; no activations yet
 loss       all activations saved; the loss works in tiles beside the gradients of states (N, D) and items (V, D)
 attention  backward through the last block's attention: all earlier blocks still saved, and gradients of the whole grid
@@ -51,7 +52,7 @@ class Prediction:
     peak_bytes: int
     """The sum of `parts`."""
     moment: str
-    """Where the step peaks: draw, loss, feed_forward, attention or embedding."""
+    """Where the step peaks: plan, draw, loss, feed_forward, attention or embedding."""
     parts: dict[str, int]
     """Bytes alive at that moment by purpose: weights, optimiser, gradients, data, batch, negatives, activations, work,
     workspace."""
@@ -137,6 +138,7 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     }
     if isinstance(model, config.Bert4rec):
         memory_bert4rec.amend(moments, model, shapes, asked.table)
+        moments["plan"] = always | {"work": 8 * sum(length * users for length, users in statistics.train_lengths)}
     moment, parts = max(moments.items(), key=lambda named: sum(named[1].values()))
     return Prediction(sum(parts.values()), moment, parts)
 

@@ -195,6 +195,15 @@ def test_the_prediction_for_bert4rec_is_near_what_real_steps_allocate(
     assert prediction.moment == peaks_at
 
 
+def test_a_small_model_of_long_histories_peaks_while_its_masks_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.memory.MATRIX_WORKSPACE", 0)
+    run = make_run(batch_size=16, **(BERT4REC | {"hidden_size": 4, "max_length": 4, "n_blocks": 1}))
+    sequences, statistics = make_data(n_items=50, n_users=60, mean=5000)
+    prediction = memory.predict_peak(run, statistics)
+    assert prediction.moment == "plan"
+    assert 0.85 < prediction.peak_bytes / measured_peak(run, sequences, 50) < 1.25
+
+
 GROWS: list[tuple[str, dict, dict]] = [
     *((loss, {}, {"batch_size": 128}) for loss in LOSSES),
     *((loss, {}, {"hidden_size": 64}) for loss in LOSSES),
