@@ -109,8 +109,36 @@ class Sasrec(Frozen):
         return self
 
 
+class Bert4rec(Frozen):
+    """BERT4Rec (Sun et al. 2019, arXiv 1904.06690) as RePlay publishes it: masked items are predicted from both sides.
+
+    The defaults are the published ones. Trained on the most recent `max_length` items themselves, not on their
+    successors.
+    """
+
+    name: Literal["bert4rec"]
+    max_length: Annotated[int, Field(ge=2, le=4096)] = 128
+    hidden_size: Annotated[int, Field(ge=2, le=4096)] = 256
+    """2 at least: the layer norm's deviation of a single number is undefined."""
+    n_blocks: Annotated[int, Field(ge=1, le=64)] = 2
+    n_heads: Annotated[int, Field(ge=1, le=64)] = 2
+    dropout: Probability = 0.1
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Of each position of a window, in each epoch anew."""
+    head: Literal["untied", "tied"] = "untied"
+    """untied: items are scored by a table of their own; tied: by the input's."""
+    head_bias: bool = True
+    """A bias an item, one more column of the table that scores."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Bert4rec:
+        if self.hidden_size % self.n_heads:
+            raise ValueError(f"expected a divisor of hidden_size ({self.hidden_size})|n_heads|{self.n_heads}")
+        return self
+
+
 class Train(Frozen):
-    """Adam on one window a user and epoch: the user's most recent `max_length` + 1 items."""
+    """Adam on one window a user and epoch: the user's most recent items."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1235
     batch_size: Count = 128
@@ -145,9 +173,9 @@ class Evaluation(Frozen):
     """Most bytes of scores, and of what is made of them, while users are ranked; does not change results."""
 
 
-Model = Annotated[Sasrec, Field()]
+Model = Annotated[Sasrec | Bert4rec, Field(discriminator="name")]
 
-MODELS: dict[str, type[Frozen]] = {"sasrec": Sasrec}
+MODELS: dict[str, type[Frozen]] = {"sasrec": Sasrec, "bert4rec": Bert4rec}
 
 
 class Run(Frozen):
@@ -169,6 +197,9 @@ class Run(Frozen):
 
 
 SECTIONS: dict[str, type[Frozen]] = {"data": Data, "train": Train, "evaluation": Evaluation}
+
+NAMED: dict[str, dict[str, type[Frozen]]] = {"model": MODELS, "loss": LOSSES}
+"""Sections whose `name` decides which keys they have."""
 
 
 def known_keys(model: str | None = None, loss: str | None = None) -> set[str]:
@@ -248,20 +279,22 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
     """The first of pydantic's complaints in the project's form."""
     # An unknown key is the likeliest cause of whatever else is wrong, so it is told first.
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    place = [str(part) for part in first["loc"] if part not in LOSSES or first["loc"][0] != "loss"]
+    kinds = NAMED.get(str(first["loc"][0]), {})
+    place = [str(part) for part in first["loc"] if part not in kinds]
     key = ".".join(place)
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     if kind == "extra_forbidden":
         section = tree.get(place[0])
-        loss = section.get("name") if place[0] == "loss" and isinstance(section, Mapping) else None
-        hint = suggest(key, known_keys(loss=loss) | {"data", "model", "loss", "train", "evaluation"})
-        owner = f" of loss {loss}" if loss else ""
+        name = section.get("name") if kinds and isinstance(section, Mapping) else None
+        known = known_keys(**{place[0]: str(name)}) if name else known_keys()
+        hint = suggest(key, known | {"data", "model", "loss", "train", "evaluation"})
+        owner = f" of {place[0]} {name}" if name else ""
         return f"{key}: unknown key{owner}." + (f" hint: {hint}" if hint else "")
     if kind == "missing":
         return f"{key}: missing; expected a value."
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         got = value.get("name") if isinstance(value, Mapping) else value
-        return message(f"{key}.name", got, f"one of {', '.join(LOSSES)}", suggest(str(got), LOSSES))
+        return message(f"{key}.name", got, f"one of {', '.join(kinds)}", suggest(str(got), kinds))
     if kind == "value_error":
         return f"{key}.{_broken_law(first)}"
     return message(key, value, _law(kind, context, first["msg"]))

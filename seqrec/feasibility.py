@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seqrec.config import Bce, CeMinus, Gbce, Rece, Run, Sce
+from seqrec.config import Bce, Bert4rec, CeMinus, Gbce, Rece, Run, Sce
 from seqrec.data.tables import Statistics
 from seqrec.errors import InfeasibleError, message
 
@@ -24,7 +24,9 @@ def violations(run: Run, statistics: Statistics) -> list[str]:
         at_most("train.batch_size", train.batch_size, statistics.n_train_users, f"the users of {name} to train on")
 
     loss = run.loss
-    positions = train.batch_size * run.model.max_length
+    # A masked window shows one item at least.
+    cloze = isinstance(run.model, Bert4rec)
+    positions = train.batch_size * (run.model.max_length - 1 if cloze else run.model.max_length)
     if isinstance(loss, Bce) or (isinstance(loss, CeMinus) and loss.exclude_history):
         longest = statistics.longest_distinct_history
         left = n_items - (statistics.longest_train_history if longest is None else longest)
@@ -44,7 +46,8 @@ def violations(run: Run, statistics: Statistics) -> list[str]:
     elif isinstance(loss, Sce):
         at_most("loss.bucket_size_y", loss.bucket_size_y, n_items, f"the items of {name}")
         for key in ("n_buckets", "bucket_size_x"):
-            at_most(f"loss.{key}", getattr(loss, key), positions, "batch_size * max_length")
+            law = "batch_size * (max_length - 1)" if cloze else "batch_size * max_length"
+            at_most(f"loss.{key}", getattr(loss, key), positions, law)
     elif isinstance(loss, Rece):
         most = n_items * loss.buckets_per_chunk
         at_most("loss.n_buckets", loss.n_buckets, most, f"buckets_per_chunk * the items of {name}: no chunk is empty")

@@ -3,12 +3,14 @@
 Counted is what the allocator of the device is asked for: tensors of this project's eager step in fp32 with fused Adam,
 and the matrix library's workspace. Not counted: rounding, fragmentation, the CUDA context.
 
-A step has four moments at which memory can peak; a prediction is the largest of them with the parts that are alive
+A step has a few moments at which memory can peak; a prediction is the largest of them with the parts that are alive
 there.
 
+plan       an epoch's masks are drawn (BERT4Rec)
 draw       negatives are drawn; no activations yet
 loss       all activations saved; the loss works in tiles beside the gradients of states (N, D) and items (V, D)
 attention  backward through the last block's attention: all earlier blocks still saved, and gradients of the whole grid
+feed_forward  backward through the last block's feed-forward part, where that is wide (BERT4Rec)
 embedding  the end of the backward pass: no activations, but two dense gradients of the item table, one from the loss
 and
            one from the input lookup, that are about to be added
@@ -23,7 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from seqrec import config
+from seqrec import config, memory_bert4rec
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 TILE_BYTES = 2**26
 """What losses keep in one tile of their work (`seqrec.losses`), besides gradients; one row or draw at least."""
 
-DRAW_ELEMENTS = 2**22
+DRAW_ELEMENTS = 2**20
 """Numbers of 8 bytes in one tile of a draw of negatives (`seqrec.data.negatives`)."""
 
 MATRIX_WORKSPACE = 2 * 2**25
@@ -50,7 +52,7 @@ class Prediction:
     peak_bytes: int
     """The sum of `parts`."""
     moment: str
-    """Where the step peaks: draw, loss, attention or embedding."""
+    """Where the step peaks: plan, draw, loss, feed_forward, attention or embedding."""
     parts: dict[str, int]
     """Bytes alive at that moment by purpose: weights, optimiser, gradients, data, batch, negatives, activations, work,
     workspace."""
@@ -92,14 +94,15 @@ class Shapes(NamedTuple):
 
 def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     """The peak of one train step of `run` on a data set: the worst batch that is likely in a few hundred."""
-    shapes = step_shapes(run, statistics)
-    parameters = FLOAT * n_parameters(run.model, statistics.n_items)
-    saved = activations(run.model, shapes)
-    ids, draw_work = _negatives(run.loss, shapes)
+    model, shapes, asked = run.model, step_shapes(run, statistics), loss_shapes(run, statistics)
+    parameters = FLOAT * n_parameters(model, statistics.n_items)
+    # Of the last states only those that predict something stay.
+    saved = activations(model, shapes) + asked.states - FLOAT * shapes.positions * asked.width
+    ids, draw_work = _negatives(run.loss, asked)
     always = {
         "weights": parameters,
         "optimiser": 2 * parameters,
-        "data": _resident_data(run.loss, statistics),
+        "data": _resident_data(run, statistics),
         # items and valid over the grid; positions, targets, rows, and the embedding's and the grid's indices.
         "batch": shapes.users * shapes.length * (ID + 1) + shapes.positions * 6 * ID,
         "workspace": MATRIX_WORKSPACE,
@@ -113,14 +116,14 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
         | {
             "negatives": ids,
             "activations": saved,
-            "gradients": shapes.states + shapes.table,
-            "work": loss_work(run.loss, shapes),
+            "gradients": asked.states + asked.table,
+            "work": loss_work(run.loss, asked),
         },
         "attention": always
         | {
             "negatives": ids,
             "activations": saved - freed,
-            "gradients": 2 * shapes.states + shapes.table,
+            "gradients": 2 * shapes.states + asked.table,
             # Of the attention's output, queries, keys and values.
             "work": 4 * shapes.grid,
         },
@@ -128,11 +131,14 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
         | {
             "negatives": ids,
             "activations": shapes.states,
-            "gradients": parameters + shapes.table,
+            "gradients": parameters + asked.table,
             # Gradient of the looked-up rows, before and after the scaling.
             "work": 2 * shapes.states,
         },
     }
+    if isinstance(model, config.Bert4rec):
+        memory_bert4rec.amend(moments, model, shapes, asked.table)
+        moments["plan"] = always | {"work": 8 * sum(length * users for length, users in statistics.train_lengths)}
     moment, parts = max(moments.items(), key=lambda named: sum(named[1].values()))
     return Prediction(sum(parts.values()), moment, parts)
 
@@ -142,17 +148,20 @@ def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
     cell of the batch, and every position of the data."""
     model = run.model
     users = min(run.train.batch_size, statistics.n_train_users)
-    counts = [(min(length - 1, model.max_length), users_of) for length, users_of in statistics.train_lengths]
+    # A masked window's last item is an input too.
+    last = 1 if isinstance(model, config.Sasrec) else 0
+    counts = [(min(length - last, model.max_length), users_of) for length, users_of in statistics.train_lengths]
     total = sum(inputs * users_of for inputs, users_of in counts)
     mean = total / statistics.n_train_users
     variance = sum(users_of * (inputs - mean) ** 2 for inputs, users_of in counts) / statistics.n_train_users
     unlike = 1 - users / statistics.n_train_users
     likely = math.ceil(users * mean + DEVIATIONS * math.sqrt(users * variance * unlike))
-    longest = min(model.max_length, statistics.longest_train_history - 1)
+    longest = min(model.max_length, statistics.longest_train_history - last)
+    published = isinstance(model, config.Sasrec) and not model.mask_padding
     return Shapes(
         users=users,
         # Batches are cut to their longest history only where pads are no attention keys.
-        length=longest if model.mask_padding else model.max_length,
+        length=model.max_length if published else longest,
         longest=longest,
         positions=min(likely, users * longest, total),
         width=model.hidden_size,
@@ -162,21 +171,34 @@ def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
     )
 
 
-def n_parameters(model: config.Sasrec, n_items: int) -> int:
-    """Item and position tables; a block: attention 4 D^2 + 4 D, feed-forward 2 D^2 + 2 D, two norms 4 D; the final
-    norm."""
+def loss_shapes(run: config.Run, statistics: Statistics) -> Shapes:
+    """Sizes of what the loss is given: its positions are the targets, its width is the scoring table's."""
+    model, shapes = run.model, step_shapes(run, statistics)
+    if isinstance(model, config.Sasrec):
+        return shapes
+    # A tile of a user's targets is as wide as a window may be: how many are masked is not asked of the device.
+    return memory_bert4rec.asked(model, shapes, statistics.train_lengths, DEVIATIONS)._replace(longest=shapes.longest)
+
+
+def n_parameters(model: config.Model, n_items: int) -> int:
+    """SASRec's: item and position tables; a block: attention 4 D^2 + 4 D, feed-forward 2 D^2 + 2 D, two norms 4 D; the
+    final norm."""
+    if isinstance(model, config.Bert4rec):
+        return memory_bert4rec.n_parameters(model, n_items)
     D = model.hidden_size
     return (n_items + model.max_length) * D + model.n_blocks * (6 * D * D + 10 * D) + 2 * D
 
 
-def activations(model: config.Sasrec, shapes: Shapes) -> int:
+def activations(model: config.Model, shapes: Shapes) -> int:
     """What autograd keeps of the encoder until its backward pass, hidden states included.
 
-    A block, in (N, D): input, normalised queries, projected queries, keys and values (kept by the copy into the grid),
-    attended rows, sum after attention, its norm, ReLU's result (and its dropout's, if that comes after); in (B L, D):
-    queries, keys, values, attention's output, for memory-efficient attention keeps no L x L matrix; one byte a mask of
-    dropout; mean and deviation of two norms; log-sum-exp of every query and head.
+    A block of SASRec, in (N, D): input, normalised queries, projected queries, keys and values (kept by the copy
+    into the grid), attended rows, sum after attention, its norm, ReLU's result (and its dropout's, if that comes
+    after); in (B L, D): queries, keys, values, attention's output, for memory-efficient attention keeps no L x L
+    matrix; one byte a mask of dropout; mean and deviation of two norms; log-sum-exp of every query and head.
     """
+    if isinstance(model, config.Bert4rec):
+        return memory_bert4rec.activations(model, shapes)
     dropped = model.dropout > 0
     states = 9 + (1 if dropped and model.ffn_dropout == "after_relu" else 0)
     mask = shapes.positions * shapes.width if dropped else 0
@@ -277,16 +299,20 @@ def _negatives(loss: config.Loss, shapes: Shapes) -> tuple[int, int]:
         case _:
             return 0, 0
     ids = ID * draws * loss.n_negatives
-    # Random numbers, sorted values and their indices, and the items behind them.
-    return ids + ID * groups, 4 * min(ids, ID * max(DRAW_ELEMENTS, loss.n_negatives))
+    # Random numbers, sorted values and their indices, and the items behind them; places where none may repeat.
+    distinct = isinstance(loss, config.Bce) or (isinstance(loss, config.CeMinus) and not loss.with_replacement)
+    return ids + ID * groups, (7 if distinct else 4) * min(ids, ID * max(DRAW_ELEMENTS, loss.n_negatives))
 
 
-def _resident_data(loss: config.Loss, statistics: Statistics) -> int:
-    """Training histories on the device: 4 bytes an item, two ids a user; for draws without seen items one id a pair and
-    one a user; for popularity a cumulative count and a log probability an item."""
+def _resident_data(run: config.Run, statistics: Statistics) -> int:
+    """Training histories on the device: 4 bytes an item, two ids a user; for masks a byte an item and an id a user; for
+    draws without seen items one id a pair and one a user; for popularity a cumulative count and a log probability an
+    item."""
     rows = sum(length * users for length, users in statistics.train_lengths)
     users = statistics.n_train_users
-    resident = 4 * rows + 2 * ID * users
+    loss, resident = run.loss, 4 * rows + 2 * ID * users
+    if isinstance(run.model, config.Bert4rec):
+        resident += rows + ID * users
     if isinstance(loss, config.Bce) or (isinstance(loss, config.CeMinus) and loss.exclude_history):
         resident += ID * (rows + users)
     if getattr(loss, "sampling", None) == "popularity":

@@ -113,19 +113,24 @@ def evaluation_bytes(run: config.Run, statistics: Statistics) -> int:
     resident = FLOAT * rows + 5 * ID * users
     states = FLOAT * batch * run.model.hidden_size
     seen = ID * min(rows, batch * longest) if run.evaluation.exclude_seen else 0
-    length = min(run.model.max_length, longest) if run.model.mask_padding else run.model.max_length
+    length = min(run.model.max_length, longest) if _pads_hidden(run.model) else run.model.max_length
     return resident + max(encoding_bytes(run.model, batch, length), states + seen + scoring_bytes(tile, k))
 
 
-def encoding_bytes(model: config.Sasrec, users: int, length: int) -> int:
+def encoding_bytes(model: config.Model, users: int, length: int) -> int:
     """Bytes of encoding `users` full histories of `length` items without gradients: an upper bound on any others.
 
     Worst inside attention: input, normalised and projected queries, keys and values as states; the last three again in
-    the grid, attention's output and a copy of it; where pads are no keys, the zeros that keys and values replace. Ids,
-    places and indices beside it.
+    the grid, attention's output and a copy of it; where pads are no keys, the zeros that keys and values replace
+    (BERT4Rec's wide layer, before and after its GELU, is less). Ids, places and indices beside it.
     """
-    copies = 5 + 5 + (2 if model.mask_padding else 0)
+    copies = 5 + 5 + (2 if _pads_hidden(model) else 0)
     return users * length * (copies * FLOAT * model.hidden_size + 7 * ID)
+
+
+def _pads_hidden(model: config.Model) -> bool:
+    """Whether pads are no keys of the attention."""
+    return isinstance(model, config.Bert4rec) or model.mask_padding
 
 
 def _histories(run: config.Run, statistics: Statistics) -> tuple[int, int, int]:

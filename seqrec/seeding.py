@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-_STREAMS = ("weights", "dropout", "negatives", "loss")
-Stream = Literal["weights", "dropout", "negatives", "loss"]
+_STREAMS = ("weights", "dropout", "negatives", "loss", "masks")
+Stream = Literal["weights", "dropout", "negatives", "loss", "masks"]
 
 
 @dataclass(frozen=True, eq=False)

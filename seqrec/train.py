@@ -6,15 +6,17 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from seqrec import data, feasibility, losses, memory, meters, models, seeding, trainer, yamlfile
-from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Run, Train, parse
-from seqrec.data.batches import CausalBatches
+from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Bert4rec, Run, Train, parse
+from seqrec.data.batches import Batches, CausalBatches
+from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import NegativeSampler
 from seqrec.data.tables import Holdout, Split
 from seqrec.engine import Engine
@@ -71,14 +73,7 @@ def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) 
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
-    batches = CausalBatches(
-        split.train,
-        max_length=run.model.max_length,
-        batch_size=run.train.batch_size,
-        drop_last=run.train.drop_last,
-        seed=run.train.seed,
-        device=device,
-    )
+    batches = _batches(run, split, device)
     engine = _choice(run.train, device)
     precision = run.train.precision
     lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
@@ -96,6 +91,21 @@ def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured
     if settings.engine == "captured" and device.type != "cuda":
         raise UserError(message("train.engine", "captured", f"auto or eager on {device}, which has no graphs"))
     return settings.engine
+
+
+def _batches(run: Run, split: Split, device: torch.device) -> Batches:
+    """What the run's model is trained on."""
+    kind: Callable[..., Batches] = CausalBatches
+    if isinstance(run.model, Bert4rec):
+        kind = partial(ClozeBatches, mask_probability=run.model.mask_probability)
+    return kind(
+        split.train,
+        max_length=run.model.max_length,
+        batch_size=run.train.batch_size,
+        drop_last=run.train.drop_last,
+        seed=run.train.seed,
+        device=device,
+    )
 
 
 def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *, lists: bool) -> Metrics:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seqrec.config import LOSSES, MODELS, Frozen, check_value, known_keys, suggest
+from seqrec.config import NAMED, Frozen, check_value, known_keys, suggest
 from seqrec.errors import ConfigError, message, shortened
 from sweeps import derive
 from sweeps.cells import Scalar
@@ -22,6 +22,9 @@ Value = Scalar | None
 
 SECTIONS = ("model", "loss", "train", "evaluation")
 BLOCK_KEYS = (*SECTIONS, "grid", "derived", "constraints", "seeds")
+
+DEFAULT_MODEL = "sasrec"
+"""Where a search space names none."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,8 @@ def lay_over(base: Layer, top: Layer, place: str) -> Layer:
 def check(layer: Layer, own: tuple[str, ...], aliases: Mapping[str, str], source: str) -> Block:
     """A complete block. Raises SpecError for the first key, value or expression that its model and loss do not have."""
     root = f"{source}: {layer.place}." if layer.place else f"{source}: "
-    fixed: dict[str, Any] = {"model.name": "sasrec", **layer.fixed}
-    for section, kinds in (("model", MODELS), ("loss", LOSSES)):
+    fixed: dict[str, Any] = {"model.name": DEFAULT_MODEL, **layer.fixed}
+    for section, kinds in NAMED.items():
         key, name = f"{section}.name", fixed.get(f"{section}.name")
         if name is None:
             raise SpecError(f"{root}{key}: missing; expected one of {', '.join(kinds)}.")
@@ -168,7 +171,7 @@ def check(layer: Layer, own: tuple[str, ...], aliases: Mapping[str, str], source
             raise SpecError(message(layer.places[key], name, law, suggest(str(name), kinds)))
     kinds = sections(fixed["model.name"], fixed["loss.name"])
     for key in (*fixed, *layer.grid, *layer.derived):
-        _check_key(key, kinds, str(fixed["loss.name"]), layer.places.get(key, root + key))
+        _check_key(key, kinds, fixed, layer.places.get(key, root + key))
     for key, value in fixed.items():
         _check(*_owner(key, kinds), value, layer.places.get(key, root + key))
     for key, values in layer.grid.items():
@@ -195,17 +198,17 @@ def check(layer: Layer, own: tuple[str, ...], aliases: Mapping[str, str], source
     )
 
 
-def _check_key(key: str, kinds: Mapping[str, type[Frozen]], loss: str, place: str) -> None:
+def _check_key(key: str, kinds: Mapping[str, type[Frozen]], fixed: Mapping[str, Any], place: str) -> None:
     section, _, name = key.partition(".")
     if section == "data" and name in kinds["data"].model_fields:
         raise SpecError(f"{place}: a sweep has one data set; expected {key} under data.")
     if section in kinds and name in kinds[section].model_fields:
         return
-    near = suggest(key, known_keys(loss=loss))
-    owners = [other for other, kind in LOSSES.items() if section == "loss" and name in kind.model_fields]
+    near = suggest(key, known_keys(fixed["model.name"], fixed["loss.name"]))
+    owners = [other for other, kind in NAMED.get(section, {}).items() if name in kind.model_fields]
     if owners:
         near = f"{name} belongs to {', '.join(owners)}"
-    of = f" of loss {loss}" if section == "loss" else ""
+    of = f" of {section} {fixed[f'{section}.name']}" if section in NAMED else ""
     raise SpecError(f"{place}: unknown key{of}." + (f" hint: {near}" if near else ""))
 
 

@@ -33,7 +33,7 @@ class Cell:
         """A short name for people: `rece b256 n_buckets 583 s1235`."""
         rest = {k: v for k, v in self.parameters.items() if k not in ("loss.name", "train.batch_size", "train.seed")}
         words = [str(self.parameters["loss.name"]), f"b{self.run.train.batch_size}"]
-        words += [f"{key.rpartition('.')[2]} {value}" for key, value in rest.items()]
+        words += [f"{key.removesuffix('.name').rpartition('.')[2]} {value}" for key, value in rest.items()]
         return " ".join([*words, f"s{self.run.train.seed}"])
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqrec import yamlfile
-from seqrec.config import LOSSES, known_keys, suggest
+from seqrec.config import NAMED, known_keys, suggest
 from seqrec.errors import message
 from sweeps import blocks
-from sweeps.blocks import BLOCK_KEYS, SECTIONS, Layer
+from sweeps.blocks import BLOCK_KEYS, DEFAULT_MODEL, SECTIONS, Layer
 from sweeps.errors import SpecError
 
 SWEEP_KEYS = ("name", "description", "data", "aliases", "blocks", "objectives", "scheduler", "resources", "budget")
@@ -57,7 +57,8 @@ def change_tree(tree: dict[str, Any], changes: Sequence[Change], data: str | Non
 
 
 def change_layers(layers: Sequence[Layer], changes: Sequence[Change]) -> list[Layer]:
-    """The layers with every override of a run's key on top; a loss's key reaches the layers whose loss has it."""
+    """The layers with every override of a run's key on top; a key of a loss or a model reaches the layers whose loss or
+    model has it."""
     changed = list(layers)
     for key, value in changes:
         head, _, rest = key.partition(".")
@@ -107,8 +108,11 @@ def _layer(key: str, value: Any) -> Layer:
 
 def _has(layer: Layer, key: str) -> bool:
     section, _, name = key.partition(".")
-    loss = layer.fixed.get("loss.name")
-    return section != "loss" or (isinstance(loss, str) and loss in LOSSES and name in LOSSES[loss].model_fields)
+    if section not in NAMED or name == "name":
+        return True
+    owner = layer.fixed.get(f"{section}.name", DEFAULT_MODEL if section == "model" else None)
+    kinds = NAMED[section]
+    return isinstance(owner, str) and owner in kinds and name in kinds[owner].model_fields
 
 
 def _put(tree: dict[str, Any], section: str, key: str, value: Any) -> None:

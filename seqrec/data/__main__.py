@@ -1,5 +1,5 @@
-"""python -m seqrec.data prepare | list | synthesize | show: data on stdout, messages on stderr, exit code 2 for a user's
-mistake."""
+"""python -m seqrec.data prepare | list | synthesize | show: data on stdout, messages on stderr, exit code 2 for a
+user's mistake."""
 
 from __future__ import annotations
 
@@ -110,6 +110,10 @@ def _told_as_options() -> Iterator[None]:
     except ConfigError as error:
         key, _, rest = str(error).removeprefix("data.").partition(":")
         raise ConfigError(f"--{key.removeprefix('n_').replace('_', '-')}:{rest}") from None
+
+
+def _list(arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    return datasets.list_all(arguments.name)
 
 
 COMMANDS = {"prepare": _prepare, "list": _list, "synthesize": _synthesize, "show": _show}

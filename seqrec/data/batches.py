@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Windows:
     """(R + 1,) int64: history r is the positions offsets[r] : offsets[r + 1]."""
     longest: int
     """No history is longer; known on the host."""
+    masked: Tensor | None = None
+    """(N,) bool: positions whose item the model must not see; None: it sees all."""
 
     @property
     def n_rows(self) -> int:
@@ -124,11 +126,11 @@ def history_windows(history: DeviceSequences, rows_B: Tensor, lengths_B: IntArra
     kept = np.minimum(lengths_B, max_length)
     lengths = history.lengths[rows_B].clamp(max=max_length)
     size = Capacity(int(kept.sum()), int(kept.sum()), len(rows_B), int(kept.max(initial=0)))
-    windows, source = _layout(history.ends[rows_B] - lengths, lengths, size, max_length)
-    return _filled(windows, history.items, source)
+    windows, source = layout(history.ends[rows_B] - lengths, lengths, size, max_length)
+    return with_items(windows, history.items, source)
 
 
-def _layout(starts_B: Tensor, lengths_B: Tensor, size: Capacity, max_length: int) -> tuple[Windows, Tensor]:
+def layout(starts_B: Tensor, lengths_B: Tensor, size: Capacity, max_length: int) -> tuple[Windows, Tensor]:
     """Windows without their items, and (N,) where in the flat array each item lies. Behind the B histories come spare
     ones of at most `max_length` until there are `size.positions`; they take items from the start of the array."""
     N, spare = size.positions, size.rows - len(starts_B)
@@ -145,8 +147,9 @@ def _layout(starts_B: Tensor, lengths_B: Tensor, size: Capacity, max_length: int
     return Windows(source, rows, from_end + max_length, offsets, size.longest), source
 
 
-def _filled(windows: Windows, items: Tensor, source: Tensor) -> Windows:
-    return Windows(items.index_select(0, source).long(), windows.rows, windows.places, windows.offsets, windows.longest)
+def with_items(windows: Windows, items: Tensor, source: Tensor) -> Windows:
+    """Windows with their items, out of a flat array."""
+    return replace(windows, items=items.index_select(0, source).long())
 
 
 class Batches(ABC):
@@ -216,8 +219,8 @@ class Batches(ABC):
     def gather(self, users_B: Tensor, size: Capacity) -> Batch:
         """The batch of some users of the epoch planned last. Never waits for the device.
 
-        size: its exact shape, or a larger one, with enough spare rows of `max_length` positions to fill it. `weights`
-        are then given.
+        size: its exact shape, or a larger one, with spare rows: one at least, and enough rows of `max_length` positions
+        to fill it. `weights` are then given.
         """
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -249,7 +252,7 @@ class CausalBatches(Batches):
         sequences = self.sequences
         lengths_B = (sequences.lengths[users_B] - 1).clamp_(0, self.max_length)
         starts_B = sequences.ends[users_B] - 1 - lengths_B
-        windows, source = _layout(starts_B, lengths_B, size, self.max_length)
+        windows, source = layout(starts_B, lengths_B, size, self.max_length)
         # Spare rows must stay inside an array that may be shorter than they are.
         source = source.remainder_(len(sequences.items) - 1) if size.rows > len(users_B) else source
         targets = sequences.items.index_select(0, source + 1).long()
@@ -259,4 +262,4 @@ class CausalBatches(Batches):
             count = windows.offsets[len(users_B)]
             weights = (torch.arange(size.positions, device=self.device) < count) / count
             users_B = torch.nn.functional.pad(users_B, (0, spare), value=len(sequences.lengths) - 1)
-        return Batch(_filled(windows, sequences.items, source), targets, users_B, None, weights, count)
+        return Batch(with_items(windows, sequences.items, source), targets, users_B, None, weights, count)

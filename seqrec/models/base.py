@@ -10,7 +10,10 @@ from seqrec.data.batches import Windows
 
 
 class SequenceModel(nn.Module, ABC):
-    """Histories in, hidden states out; an item's score is the dot product of a state with the item's embedding."""
+    """Histories in, hidden states out; an item's score is the dot product of a state with the item's embedding.
+
+    D is the width of states and embeddings as the losses see them.
+    """
 
     @abstractmethod
     def states(self, windows: Windows) -> Tensor:

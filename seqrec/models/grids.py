@@ -19,7 +19,7 @@ _LENGTHS = (8, 32, 128, 512)
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A rectangle of cells. The query in cell l of a row sees the keys in cells 0..l of that row."""
+    """A rectangle of cells. The query in cell l of a row sees the keys in cells 0..l of that row, or all of `keys`."""
 
     members: slice
     """The packed states that lie here."""
@@ -29,6 +29,9 @@ class Grid:
     length: int
     pads_are_keys: bool
     """Empty cells take part in the softmax, as projected zero vectors; else all of them lie behind the states."""
+    keys: Tensor | None = None
+    """(n_rows, 1, 1, length) bool: the cells that every query of a row sees, before it or behind it; None: attention is
+    causal. No row is without one, so that no softmax is empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +49,19 @@ def with_pads(windows: Windows, max_length: int) -> Layout:
     return Layout((Grid(slice(None), slots, windows.n_rows, max_length, pads_are_keys=True),))
 
 
-def without_pads(windows: Windows) -> Layout:
+def without_pads(windows: Windows, *, causal: bool = True) -> Layout:
     """Pads are no keys: every history starts its row, so that causal attention never reaches what lies behind it.
 
-    No mask is built and no softmax is empty.
+    No mask is built then, and no softmax is empty; attention that is not causal is told which cells are keys.
     """
     row = windows.rows
     offset = torch.arange(len(row), device=row.device) - windows.offsets.index_select(0, row)
+    length = windows.offsets.diff()
     if row.device.type != "cpu":
         # One grid: how many histories are short is known on the device only, and asking would wait for it.
         width = windows.longest
-        return Layout((Grid(slice(None), row * width + offset, windows.n_rows, width, pads_are_keys=False),))
-    length = windows.offsets.diff()
+        keys = None if causal else _filled_cells(length, width)
+        return Layout((Grid(slice(None), row * width + offset, windows.n_rows, width, False, keys),))
     group = torch.bucketize(length, torch.tensor(_LENGTHS))
     of_state = group.index_select(0, row)
     order = torch.argsort(of_state, stable=True)
@@ -68,6 +72,13 @@ def without_pads(windows: Windows) -> Layout:
             here = (group == number) & (length > 0)
             members, width = slice(start, start + size), int(length[here].max())
             slots = (here.cumsum(0) - 1).index_select(0, row[members]) * width + offset[members]
-            grids.append(Grid(members, slots, int(here.sum()), width, pads_are_keys=False))
+            keys = None if causal else _filled_cells(length[here], width)
+            grids.append(Grid(members, slots, int(here.sum()), width, False, keys))
             start += size
     return Layout(tuple(grids), order)
+
+
+def _filled_cells(lengths: Tensor, width: int) -> Tensor:
+    """`Grid.keys` of rows that are filled from the left; a row without states keeps its first cell."""
+    cell = torch.arange(width, device=lengths.device)
+    return (cell < lengths.clamp(min=1)[:, None])[:, None, None, :]

@@ -1,6 +1,6 @@
-"""The causal transformer block of SASRec, on packed states: (N, D), one row a valid position, no row for pads.
+"""Attention, and SASRec's block, on packed states: (N, D), one row a valid position, no row for pads.
 
-All that a block does to a pad is undone by the mask at its end, so pads matter only as attention keys: there a pad is
+All that the block does to a pad is undone by the mask at its end, so pads matter only as attention keys: there a pad is
 the zero vector and projects to the biases of the key and value projections. The grids of `seqrec.models.grids` say
 where the states lie while attention works on them, and whether empty cells are such keys. The rest is done on N rows,
 which are a tenth to a half of B * T on real histories.
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, queries_ND: Tensor, keys_ND: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(N, D): every query over the keys of its row that are not later than itself."""
+        """(N, D): every query over the keys of its row that its grid lets it see."""
         D = queries_ND.shape[1]
         bias_kv = self.in_proj_bias[D:]
         query = F.linear(queries_ND, self.in_proj_weight[:D], self.in_proj_bias[:D])
@@ -57,7 +57,8 @@ class SelfAttention(nn.Module):
             heads(query),
             heads(key_value[:, :D]),
             heads(key_value[:, D:]),
-            is_causal=True,
+            attn_mask=grid.keys,
+            is_causal=grid.keys is None,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return attended.transpose(1, 2).reshape(cells, D).index_select(0, grid.slots)

@@ -112,7 +112,8 @@ def metric(name: str) -> str:
 
 def parameters(c: Configuration) -> str:
     shown = {key: value for key, value in c.parameters.items() if key != "loss.name"}
-    return ", ".join(f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in shown.items()) or c.label
+    words = (f"{key.removesuffix('.name').rpartition('.')[2]} {_plain(value)}" for key, value in shown.items())
+    return ", ".join(words) or c.label
 
 
 def last_line(reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def changed(key: str, value: object, base: dict[str, Any] = BASE) -> dict[str, A
         ("trian", {}, "trian: unknown key. hint: did you mean train?"),
         ("model.n_heads", 3, "model.n_heads: got 3; expected a divisor of hidden_size (64)."),
         ("model.dropout", 1.0, "model.dropout: got 1.0; expected a number < 1.0."),
+        ("model", {}, "model.name: got None; expected one of sasrec, bert4rec."),
+        (
+            "model.name",
+            "bert",
+            "model.name: got 'bert'; expected one of sasrec, bert4rec. hint: did you mean bert4rec?",
+        ),
+        ("model.max_len", 3, "model.max_len: unknown key of model sasrec. hint: did you mean model.max_length?"),
+        ("model.mask_probability", 0.2, "model.mask_probability: unknown key of model sasrec."),
         ("data.split", "loo", "data.split: got 'loo'; expected 'leave_one_out', 'temporal' or 'replay'."),
         (
             "data.quantile",
@@ -70,6 +79,39 @@ def test_a_mistake_names_key_value_and_law(key: str, value: object, told: str) -
     with pytest.raises(ConfigError) as caught:
         config.parse(changed(key, value), "run.yaml")
     assert str(caught.value).startswith(f"run.yaml: {told}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("n_heads", 3, "model.n_heads: got 3; expected a divisor of hidden_size (256)."),
+        ("mask_probability", 0.0, "model.mask_probability: got 0.0; expected a number > 0.0."),
+        ("mask_probability", 1.0, "model.mask_probability: got 1.0; expected a number < 1.0."),
+        ("head", "own", "model.head: got 'own'; expected 'untied' or 'tied'."),
+        ("max_length", 1, "model.max_length: got 1; expected a number >= 2."),
+        ("hidden_size", 1, "model.hidden_size: got 1; expected a number >= 2."),
+        ("mask_padding", True, "model.mask_padding: unknown key of model bert4rec."),
+    ],
+)
+def test_a_mistake_in_bert4rec_names_key_value_and_law(key: str, value: object, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(changed(f"model.{key}", value, {**BASE, "model": {"name": "bert4rec"}}))
+    assert str(caught.value).startswith(told)
+
+
+def test_bert4rec_is_the_published_one_by_default() -> None:
+    model = config.parse({**BASE, "model": {"name": "bert4rec"}}).model
+    assert model == config.Bert4rec(
+        name="bert4rec",
+        max_length=128,
+        hidden_size=256,
+        n_blocks=2,
+        n_heads=2,
+        dropout=0.1,
+        mask_probability=0.15,
+        head="untied",
+        head_bias=True,
+    )
 
 
 def test_a_missing_section_is_named() -> None:
@@ -100,7 +142,9 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
     other: dict[str, object] = {
         "data.split": "temporal", "data.path": "other", "data.quantile": 0.8, "data.valid_users": 0.1,
         "data.split_seed": 7, "data.test_users": "with_history", "model.initialization": "xavier_normal",
-        "model.ffn_dropout": "after_relu", "model.mask_padding": True, "model.dropout": 0.11, "train.drop_last": True,
+        "model.ffn_dropout": "after_relu", "model.mask_padding": True,
+        "model.mask_probability": 0.3, "model.head": "tied", "model.head_bias": False, "model.dropout": 0.11,
+        "train.drop_last": True,
         "train.patience": None, "train.beta1": 0.8, "train.beta2": 0.9, "train.learning_rate": 0.5,
         "train.weight_decay": 0.5, "evaluation.exclude_seen": False, "loss.gbce_t": 0.5, "loss.sampling": "popularity",
         "loss.negatives_scope": "position", "loss.with_replacement": True, "loss.exclude_history": False,
@@ -109,9 +153,9 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
         "train.engine": "eager", "train.precision": "bf16", "train.optimizer": "lazy_adam",
     }  # fmt: skip
     checked = 0
-    for name, loss in losses.items():
-        plain = {**BASE, "loss": loss}
-        for key in config.known_keys("sasrec", name) - {"model.name", "loss.name"}:
+    for model, (name, loss) in itertools.product(config.MODELS, losses.items()):
+        plain = {**BASE, "model": {"name": model}, "loss": loss}
+        for key in config.known_keys(model, name) - {"model.name", "loss.name"}:
             value = other.get(key, 16)
             # A split refuses the keys that it does not read; replay reads all of them.
             replays = key.startswith("data.") and key not in ("data.path", "data.split")
@@ -125,7 +169,7 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
             assert {k for k in after if after[k] != before[k]} == {key}
             assert after[key] == value
             checked += 1
-    assert checked > 9 * 18
+    assert checked > 2 * 9 * 18
 
 
 def _flat(run: config.Run) -> dict[str, object]:

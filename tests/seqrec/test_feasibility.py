@@ -61,6 +61,17 @@ def test_the_edge_of_a_law(loss: dict[str, Any], key: str, most: int, law: str) 
     assert str(refusal.value) == words
 
 
+@pytest.mark.parametrize("key", ["n_buckets", "bucket_size_x"])
+def test_a_masked_window_shows_one_item_at_least(key: str) -> None:
+    def cell(size: int) -> config.Run:
+        model = config.Bert4rec(name="bert4rec", max_length=5)
+        return run(SCE | {key: size}).model_copy(update={"model": model})
+
+    assert feasibility.violations(cell(16), statistics()) == []
+    words = f"loss.{key}: got 17; expected <= 16, batch_size * (max_length - 1)."
+    assert feasibility.violations(cell(17), statistics()) == [words]
+
+
 def test_buckets_share_chunks() -> None:
     feasibility.check(run(RECE | {"n_buckets": 200, "buckets_per_chunk": 2}), statistics())
     assert feasibility.violations(run(RECE | {"n_buckets": 202, "buckets_per_chunk": 2}), statistics())

@@ -12,12 +12,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from seqrec import config, losses, memory
-from seqrec.data.batches import CausalBatches
+from seqrec import config, losses, memory, models
+from seqrec.data.batches import Batches, CausalBatches
+from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import NegativeSampler
 from seqrec.data.tables import Sequences, Statistics
 from seqrec.engine import Engine
-from seqrec.models.sasrec import SasrecModel
 
 LOSSES: dict[str, dict[str, Any]] = {
     "ce": {},
@@ -63,12 +63,17 @@ def test_importing_it_loads_neither_torch_nor_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+BERT4REC = {"name": "bert4rec", "n_heads": 1}
+TIED = {**BERT4REC, "head": "tied"}
+
+
+@pytest.mark.parametrize("head", [{}, BERT4REC, TIED, BERT4REC | {"head_bias": False}, TIED | {"head_bias": False}])
 @pytest.mark.parametrize(
     "model", [{}, {"n_blocks": 1, "hidden_size": 6, "n_heads": 3}, {"max_length": 7, "n_blocks": 4}]
 )
-def test_parameters_are_counted_exactly(model: dict) -> None:
-    run = make_run(**model)
-    assert memory.n_parameters(run.model, 123) == sum(p.numel() for p in SasrecModel(run.model, 123).parameters())
+def test_parameters_are_counted_exactly(model: dict, head: dict) -> None:
+    run = make_run(**(head | model))
+    assert memory.n_parameters(run.model, 123) == sum(p.numel() for p in models.build(run.model, 123).parameters())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -82,25 +87,30 @@ def test_the_peak_is_the_sum_of_its_parts(loss: str) -> None:
     assert prediction.parts["optimiser"] == 8 * parameters
 
 
-def batches_of(run: config.Run, sequences: Sequences) -> CausalBatches:
-    return CausalBatches(
-        sequences,
-        max_length=run.model.max_length,
-        batch_size=run.train.batch_size,
-        drop_last=True,
-        seed=0,
-        device="cpu",
-    )
+def batches_of(run: config.Run, sequences: Sequences) -> Batches:
+    settings: dict[str, Any] = {"batch_size": run.train.batch_size, "drop_last": True, "seed": 0, "device": "cpu"}
+    settings["max_length"] = run.model.max_length
+    if isinstance(run.model, config.Bert4rec):
+        return ClozeBatches(sequences, mask_probability=run.model.mask_probability, **settings)
+    return CausalBatches(sequences, **settings)
 
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"mask_padding": True}, {"n_blocks": 3, "n_heads": 4}, {"max_length": 12, "n_blocks": 1}],
-    ids=["pads are keys", "pads masked", "blocks and heads", "short"],
+    [
+        {},
+        {"mask_padding": True},
+        {"n_blocks": 3, "n_heads": 4},
+        {"max_length": 12, "n_blocks": 1},
+        BERT4REC,
+        TIED | {"n_blocks": 3, "n_heads": 4, "head_bias": False},
+        BERT4REC | {"max_length": 12, "n_blocks": 1},
+    ],
+    ids=["pads are keys", "pads masked", "blocks and heads", "short", "bert4rec", "tied", "short bert4rec"],
 )
 def test_activations_are_what_autograd_saves(model: dict) -> None:
     run, (sequences, statistics) = make_run(**model), make_data()
-    encoder = SasrecModel(run.model, 2000)
+    encoder = models.build(run.model, 2000)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     saved: dict[int, int] = {}
 
@@ -123,7 +133,7 @@ def measured_peak(run: config.Run, sequences: Sequences, n_items: int) -> int:
     """Bytes that one epoch of training has allocated at most, model and optimiser included."""
 
     def train() -> None:
-        model = SasrecModel(run.model, n_items)
+        model = models.build(run.model, n_items)
         loss = losses.build(run.loss, n_items)
         counts = np.bincount(sequences.items, minlength=n_items)
         sampler = NegativeSampler(loss.request, sequences, n_items, counts, "cpu") if loss.request else None
@@ -162,6 +172,38 @@ def test_the_prediction_is_near_what_real_steps_allocate(
     assert 0.85 < memory.predict_peak(run, statistics).peak_bytes / measured_peak(run, sequences, 2000) < 1.25
 
 
+@pytest.mark.parametrize(
+    ("loss", "model", "batch_size", "peaks_at"),
+    [
+        ("ce", BERT4REC, 8, "loss"),
+        ("ce", BERT4REC, 128, "feed_forward"),
+        ("ce", TIED, 128, "feed_forward"),
+        ("ce_minus", BERT4REC | {"head_bias": False, "n_heads": 2}, 64, "loss"),
+        ("rece", TIED | {"mask_probability": 0.5}, 64, "loss"),
+        ("ce", TIED, 1, "embedding"),
+        ("ce", BERT4REC, 1, "embedding"),
+    ],
+)
+def test_the_prediction_for_bert4rec_is_near_what_real_steps_allocate(
+    monkeypatch: pytest.MonkeyPatch, loss: str, model: dict, batch_size: int, peaks_at: str
+) -> None:
+    monkeypatch.setattr("seqrec.memory.MATRIX_WORKSPACE", 0)
+    keys = {"chunk_bytes": 2**20} if loss == "ce" else {}
+    run, (sequences, statistics) = make_run(loss, batch_size=batch_size, keys=keys, **model), make_data()
+    prediction = memory.predict_peak(run, statistics)
+    assert 0.85 < prediction.peak_bytes / measured_peak(run, sequences, 2000) < 1.25
+    assert prediction.moment == peaks_at
+
+
+def test_a_small_model_of_long_histories_peaks_while_its_masks_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.memory.MATRIX_WORKSPACE", 0)
+    run = make_run(batch_size=16, **(BERT4REC | {"hidden_size": 4, "max_length": 4, "n_blocks": 1}))
+    sequences, statistics = make_data(n_items=50, n_users=60, mean=5000)
+    prediction = memory.predict_peak(run, statistics)
+    assert prediction.moment == "plan"
+    assert 0.85 < prediction.peak_bytes / measured_peak(run, sequences, 50) < 1.25
+
+
 GROWS: list[tuple[str, dict, dict]] = [
     *((loss, {}, {"batch_size": 128}) for loss in LOSSES),
     *((loss, {}, {"hidden_size": 64}) for loss in LOSSES),
@@ -195,6 +237,13 @@ def test_a_large_catalog_peaks_where_two_gradients_of_its_table_meet() -> None:
     assert prediction.moment == "embedding"
     table = 4 * 1_000_000 * 32
     assert prediction.peak_bytes == pytest.approx(5 * table + memory.MATRIX_WORKSPACE, rel=0.01)
+
+
+@pytest.mark.parametrize(("model", "widths"), [(BERT4REC, 4 * (32 + 33)), (TIED, 5 * 33)], ids=["untied", "tied"])
+def test_a_table_that_only_scores_has_one_gradient(model: dict, widths: int) -> None:
+    prediction = predict(make_run(batch_size=8, keys={"chunk_bytes": 2**22}, **model), n_items=1_000_000)
+    assert prediction.moment == "embedding"
+    assert prediction.peak_bytes == pytest.approx(4 * 1_000_000 * widths + memory.MATRIX_WORKSPACE, rel=0.01)
 
 
 def test_full_cross_entropy_is_bounded_by_its_chunk_and_not_by_the_logits() -> None:

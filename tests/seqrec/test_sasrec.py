@@ -234,9 +234,9 @@ def test_dropout_acts_in_all_places_while_training_only(mask_padding: bool, monk
         rates.append(p)
         return dropout(x, p, training)
 
-    def recorded_attention(*args: Tensor, is_causal: bool, dropout_p: float) -> Tensor:
+    def recorded_attention(*args: Tensor, attn_mask: None, is_causal: bool, dropout_p: float) -> Tensor:
         rates.append(dropout_p)
-        return attend(*args, is_causal=is_causal, dropout_p=dropout_p)
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, dropout_p=dropout_p)
 
     monkeypatch.setattr(F, "dropout", recorded_dropout)
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded_attention)

@@ -40,6 +40,7 @@ OWN = {
     "sce_paper/ablation.yaml": 150,
     "bce_plus.yaml": 72,
     "cce.yaml": 42,
+    "bert4rec.yaml": 48,
     "presets/beer_advocate.yaml": 7,
     "presets/behance.yaml": 7,
     "presets/kindle.yaml": 7,

@@ -222,3 +222,35 @@ def test_work_is_done_once_a_configuration(plan: Any, monkeypatch: pytest.Monkey
     made = plan(f"loss: {{name: ce}}\ngrid: {{train.batch_size: [4, 8]}}\nseeds: {list(range(100))}\n")
     assert len(made.cells) == 200
     assert sorted(calls) == ["parse", "parse", "predict_peak", "predict_peak", "violations", "violations"]
+
+
+MIXED = """
+loss: {name: ce}
+seeds: [1]
+blocks:
+  - model: {name: sasrec}
+  - model: {name: bert4rec, hidden_size: 8}
+    grid: {model.mask_probability: [0.2, 0.4]}
+"""
+
+
+def test_models_side_by_side_are_told_apart(plan: Any) -> None:
+    labels = [cell.label for cell in plan(MIXED).cells]
+    assert labels == [
+        "ce b128 model sasrec s1",
+        "ce b128 model bert4rec hidden_size 8 mask_probability 0.2 s1",
+        "ce b128 model bert4rec hidden_size 8 mask_probability 0.4 s1",
+    ]
+
+
+def test_an_override_of_a_models_key_reaches_the_blocks_whose_model_has_it(plan: Any) -> None:
+    made = plan(MIXED, "model.mask_probability=0.3", "model.max_length=7")
+    first, second = (cell.run.model for cell in made.cells)
+    assert first.name == "sasrec"
+    assert (second.name, second.mask_probability) == ("bert4rec", 0.3)
+    assert first.max_length == second.max_length == 7
+    unnamed = plan(MIXED.replace("model: {name: sasrec}", "train: {epochs: 1}"), "model.mask_padding=true")
+    assert unnamed.cells[0].run.model.mask_padding, "a block that names no model has the default one"
+    assert unnamed.cells[1].run.model.name == "bert4rec"
+    with pytest.raises(SpecError, match=r"--set model\.mask_padding: unknown key of model bert4rec.*belongs to sasrec"):
+        plan("loss: {name: ce}\nmodel: {name: bert4rec}\n", "model.mask_padding=true")
