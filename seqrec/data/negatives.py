@@ -272,13 +272,12 @@ class _History:
     """The distinct items of each user's training history, as one sorted array of keys."""
 
     def __init__(self, train: Sequences, n_items: int, device: torch.device) -> None:
-        users: NDArray[np.int64] = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths)
-        pairs = np.unique(users * n_items + train.items)
-        owner, item = pairs // n_items, pairs % n_items
-        sizes = np.bincount(owner, minlength=len(train)).astype(np.int64)
+        item, offsets = train.seen
+        sizes = np.diff(offsets)
+        owner: NDArray[np.int64] = np.repeat(np.arange(len(train), dtype=np.int64), sizes)
         # One more user behind the last: nobody, without a history.
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes), [sizes.sum()]])
-        gaps = item - (np.arange(len(pairs)) - offsets[owner])
+        offsets = np.append(offsets, offsets[-1])
+        gaps = item - (np.arange(len(item)) - offsets[owner])
         self.n_items = n_items
         self.fewest_eligible = n_items - int(sizes.max(initial=0))
         self._keys = torch.from_numpy(owner * (n_items + 1) + gaps).to(device)

@@ -229,7 +229,7 @@ def _split(
         n_train_users=len(trained),
         train_lengths=tuple(zip(lengths.tolist(), users.tolist(), strict=True)),
         rows=tuple((fate, n) for fate, mask in fates.items() if (n := int(mask.sum())) or fate in (TRAIN, VALID, TEST)),
-        longest_distinct_history=_longest_distinct(training, len(catalog)),
+        longest_distinct_history=int(np.diff(training.seen[1]).max()),
     )
     assert sum(rows for _, rows in statistics.rows) == len(user), "a row has no fate, or two"
     return Split(
@@ -250,12 +250,6 @@ def _holdout(user: IntArray, item: IntArray, history: Mask, target: Mask) -> Hol
     sequences = _sequences(user, item, history)
     assert np.array_equal(sequences.users, user[target]), "a target without its history"
     return Holdout(sequences, item[target].astype(np.int32))
-
-
-def _longest_distinct(sequences: Sequences, n_items: int) -> int:
-    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    pairs = distinct(owner * n_items + sequences.items)
-    return int(np.bincount(pairs // n_items).max())
 
 
 def _empty(interactions: Interactions, part: str, law: str) -> DataError:

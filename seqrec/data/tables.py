@@ -103,6 +103,15 @@ class Sequences:
             law = f"0 first, then the end of each of {len(self.users)} users, ascending to {len(self.items)} items"
             raise DataError(message("offsets", offsets[:9].tolist(), law))
 
+    @cached_property
+    def seen(self) -> tuple[ItemArray, IntArray]:
+        """The distinct items of every history, ascending: (m,) items, and (n_users + 1,) offsets of the histories."""
+        span = int(self.items.max(initial=0)) + 1
+        owner = np.repeat(np.arange(len(self)), self.lengths)
+        pairs = distinct(owner * span + self.items)
+        counts = np.bincount(pairs // span, minlength=len(self))
+        return (pairs % span).astype(np.int32), np.r_[0, np.cumsum(counts)].astype(np.int64)
+
     def _runs_back(self) -> bool:
         return bool((self.lengths < 0).any())
 
@@ -211,6 +220,4 @@ class Split:
     @cached_property
     def item_users(self) -> IntArray:
         """(V,) how many users have each item in training: `item_counts` without repeats."""
-        owners = np.repeat(np.arange(len(self.train)), self.train.lengths)
-        pairs = distinct(owners * self.n_items + self.train.items)
-        return np.bincount(pairs % self.n_items, minlength=self.n_items).astype(np.int64)
+        return np.bincount(self.train.seen[0], minlength=self.n_items).astype(np.int64)
