@@ -92,13 +92,19 @@ class Shapes(NamedTuple):
 
 def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     """The peak of one train step of `run` on a data set: the worst batch that is likely in a few hundred."""
+    moment, parts = max(moments(run, statistics).items(), key=lambda named: sum(named[1].values()))
+    return Prediction(sum(parts.values()), moment, parts)
+
+
+def moments(run: config.Run, statistics: Statistics) -> dict[str, dict[str, int]]:
+    """What is alive at each moment at which the step can peak, by purpose."""
     shapes = step_shapes(run, statistics)
     parameters = FLOAT * n_parameters(run.model, statistics.n_items)
     saved = activations(run.model, shapes)
     ids, draw_work = _negatives(run.loss, shapes)
     always = {
         "weights": parameters,
-        "optimiser": 2 * parameters,
+        "optimiser": optimiser_bytes(run, statistics.n_items),
         "data": _resident_data(run.loss, statistics),
         # items and valid over the grid; positions, targets, rows, and the embedding's and the grid's indices.
         "batch": shapes.users * shapes.length * (ID + 1) + shapes.positions * 6 * ID,
@@ -107,7 +113,7 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     # At the last attention's backward its block's feed-forward part is freed: norm, hidden, ReLU's and masks of
     # dropout.
     freed = min(saved, 4 * shapes.states)
-    moments = {
+    return {
         "draw": always | {"negatives": ids, "work": draw_work},
         "loss": always
         | {
@@ -133,8 +139,11 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
             "work": 2 * shapes.states,
         },
     }
-    moment, parts = max(moments.items(), key=lambda named: sum(named[1].values()))
-    return Prediction(sum(parts.values()), moment, parts)
+
+
+def optimiser_bytes(run: config.Run, n_items: int) -> int:
+    """State of the optimiser between steps. Adam: both moments of every parameter."""
+    return 2 * FLOAT * n_parameters(run.model, n_items)
 
 
 def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
