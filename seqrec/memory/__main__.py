@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The table, or JSON, to stdout; progress to stderr. Exit code 2: a mistake in the arguments or the data."""
     options = _parser().parse_args(arguments)
     try:
+        if options.plot is not None and options.plot.suffix != ".png":
+            raise UserError(message("--plot", str(options.plot), "a file whose name ends in .png"))
         for option, path in (("--csv", options.csv), ("--plot", options.plot)):
             if path is not None and not path.parent.is_dir():
                 raise UserError(message(option, str(path), "a file in a folder that exists"))

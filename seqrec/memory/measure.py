@@ -1,9 +1,9 @@
 """One train step of a configuration, stage by stage, and what each stage takes on the device.
 
 The stages of the published memory measurement: the model is built; gradients of zero; one step of the optimiser, which
-makes its state; a batch; forward; the loss; backward; the optimiser. Two things are done as training does them and not
-as published: gradients are dropped before the step that is measured, and so is the work of the optimiser's own step
-measured. The batch is the one with the most positions of the first epoch.
+makes its state; a batch; forward; the loss; backward; the optimiser. Unlike there, gradients are dropped before the
+step, as training drops them, and the optimiser's own step is measured too. The batch is the one with the most positions
+of the first epoch.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ Result = TypeVar("Result")
 Meter = Callable[[Callable[[], Any]], tuple[Any, Growth]]
 """Runs a piece of work; its result, and what it added to the memory that was allocated before."""
 
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch's RuntimeErrors say when a device is full; its OutOfMemoryError is one of them."""
+
 
 def measure(run: Run, split: Split, device: torch.device, *, reference_ce: bool = False) -> Breakdown:
     """The components of one step of `run` on a CUDA device. Never raises for want of memory: the stages reached are
     kept, and `Breakdown.oom` names the one that was not."""
     meters.release(device)
+    # What an earlier configuration made the matrix library take would else be missing from this one's.
+    torch._C._cuda_clearCublasWorkspaces()
     with seeding.isolated(device):
         result = staged(run, split, device, partial(meters.grow, device=device), reference_ce=reference_ce)
     meters.release(device)
@@ -46,7 +51,9 @@ def staged(run: Run, split: Split, device: torch.device, meter: Meter, *, refere
     record = _Record(meter)
     try:
         _step(record, run, split, device, reference_ce)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
         return record.breakdown(record.running)
     return record.breakdown(None)
 
@@ -117,7 +124,10 @@ def _step(record: _Record, run: Run, split: Split, device: torch.device, referen
         result: Tensor = loss(hidden, model.item_embeddings(), *given)
         return result
 
+    state = generators.loss.get_state()
     _, of_value = record.takes("loss_forward", value)
+    # Both draw the same projections, those that training draws.
+    generators.loss.set_state(state)
     result, of_both = record.takes("loss_backward", value_and_gradients, "loss")
     record.components["loss_backward"] = of_both.peak_bytes - of_value.peak_bytes
     record.components["loss_gradients"] = of_both.kept_bytes
@@ -126,9 +136,9 @@ def _step(record: _Record, run: Run, split: Split, device: torch.device, referen
 
 
 def _wake_matrix_library(device: torch.device) -> None:
-    """Makes it take its workspace, for this thread and for the backward pass's."""
+    """Makes it take its workspace, for this thread and for the backward pass's; with and without a bias."""
     x = torch.ones(64, 64, device=device, requires_grad=True)
-    F.linear(x, x, x[0]).sum().backward()  # type: ignore[no-untyped-call]
+    (F.linear(x, x, x[0]) @ x).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _zero_gradients(engine: Engine) -> None:
