@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plot is not None and options.plot.suffix != ".png":
             raise UserError(message("--plot", str(options.plot), "a file whose name ends in .png"))
         for option, path in (("--csv", options.csv), ("--plot", options.plot)):
-            if path is not None and not path.parent.is_dir():
+            if path is not None and (path.is_dir() or not path.parent.is_dir()):
                 raise UserError(message(option, str(path), "a file in a folder that exists"))
         found = cases(
             losses=options.loss,

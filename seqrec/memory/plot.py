@@ -13,7 +13,7 @@ from seqrec.memory.components import MEANINGS
 from seqrec.memory.output import GIB, PREDICTED, Row
 
 HEIGHT_INCHES = 5.6
-LEAST_WIDTH_INCHES, INCHES_A_BAR = 7.0, 0.85
+LEAST_WIDTH_INCHES, INCHES_A_BAR = 7.0, 1.0
 DPI = 150
 
 # Tol's muted and Okabe-Ito's colours; what stays is cool, what the loss takes is warm.
@@ -53,7 +53,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         _draw_component(axes, name, places, stacks, [kind for _, kind, _ in bars], tallest)
     for place, stack, (_, _, breakdown) in zip(places, stacks, bars, strict=True):
         total = sum(stack.values())
-        text = f"out of memory\n({breakdown.oom})" if breakdown.oom else f"{total / GIB:.3g}"
+        text = f"oom in\n{breakdown.oom}" if breakdown.oom else f"{total / GIB:.3g}"
         axes.annotate(text, (place, total / GIB), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(places)
     axes.set_xticklabels([_label(row, kind) for row, kind, _ in bars], fontsize=8)

@@ -30,7 +30,7 @@ def statistics(n_users: int, n_items: int, max_length: int, length_mean: float |
         quantiles = (normal.inv_cdf((user + 0.5) / n_users) for user in range(n_users))
         lengths = Counter(max(2, round(math.exp(quantile))) for quantile in quantiles)
     rows = sum(length * users for length, users in lengths.items())
-    return Statistics("synthetic", "", n_users, rows, n_items, n_users, tuple(sorted(lengths.items())))
+    return Statistics("synthetic data", "", n_users, rows, n_items, n_users, tuple(sorted(lengths.items())))
 
 
 def split(of: Statistics) -> Split:

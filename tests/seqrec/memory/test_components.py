@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,13 @@ def test_every_component_is_told_and_none_is_negative(make_run: MakeRun, loss: s
     assert min(found.components.values()) >= 0
     assert set(found.peaks) == set(STAGES)
     assert found.state_bytes == 16 * memory.n_parameters(make_run().model, 2000)
+
+
+def test_the_document_knows_every_component_and_stage() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "memory.md").read_text(encoding="utf-8")
+    missing = [name for name in MEANINGS if f"| `{name}` |" not in text]
+    missing += [stage for stage in STAGES if f"\n    {stage} " not in text]
+    assert not missing, f"docs/memory.md: {', '.join(missing)}: missing."
 
 
 @pytest.mark.parametrize("n_items", [2000, 300_000])

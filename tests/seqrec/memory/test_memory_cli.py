@@ -163,8 +163,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([*SMALL, *CATALOG, "--predict", "--csv", str(tmp_path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    for path, told in ((tmp_path, "expected a file in a folder"), (tmp_path / ("x" * 300), "cannot be written")):
+        assert command.main([*SMALL, *CATALOG, "--predict", "--csv", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert told in err
 
 
 def test_predicting_loads_neither_torch_nor_matplotlib() -> None:
