@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,11 @@ def test_every_component_is_told_and_none_is_negative(make_run: MakeRun, loss: s
     assert min(found.components.values()) >= 0
     assert set(found.peaks) == set(STAGES)
     assert found.state_bytes == 16 * memory.n_parameters(make_run().model, 2000)
+
+
+def test_importing_them_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, seqrec.memory.components; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_document_knows_every_component_and_stage() -> None:
