@@ -23,7 +23,7 @@ from benchmarks import rows
 from seqrec import config, meters, models, seeding
 from seqrec.data.tables import Holdout, IntArray, Sequences, Statistics
 from seqrec.evaluate import evaluate
-from seqrec.memory_evaluation import Tile, evaluation_bytes, tile_for
+from seqrec.memory.evaluation import Tile, evaluation_bytes, tile_for
 from seqrec.metrics import MISS
 from seqrec.ranking import Ranker, exact_products, seen_cells
 

@@ -38,7 +38,7 @@ from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.data.tables import Split
 from seqrec.engine import Engine
 from seqrec.losses.base import Loss, Pass
-from seqrec.train import _engine, models, seeding
+from seqrec.train import build_engine, models, seeding
 
 CASES: list[tuple[str, int, dict[str, Any], float | None]] = [
     ("rece", 8, {"n_buckets": 87, "n_extra_chunks": 1, "rounds": 1}, 4.0),
@@ -92,7 +92,7 @@ def build(split: Split, run: config.Run, loss: Loss | None = None) -> Engine:
     device = torch.device("cuda")
     seeding.seed_weights(run.train.seed)
     model = models.build(run.model, split.n_items).to(device)
-    engine = _engine(run, split, model, device)
+    engine = build_engine(run, split, model, device)
     if loss is not None:
         engine.loss = loss
     return engine

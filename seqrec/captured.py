@@ -115,6 +115,10 @@ class CapturedEngine(Engine):
         # The allocator does not see a replay: what a graph uses of its pool was counted when it was captured.
         return max(measured, self._outside_bytes) + self._graph_bytes
 
+    def state_bytes(self) -> int:
+        # Gradients live in the graphs' pool, out of reach between steps.
+        return super().state_bytes() + sum(parameter.nbytes for parameter in self.model.parameters())
+
     def _capture(self, capacity: Capacity) -> _Graphs:
         """Changes nothing that training depends on: neither weights nor counters nor the state of generators."""
         generators = [self._generators.negatives, self._generators.loss, _default_generator(self.device)]

@@ -117,6 +117,15 @@ class Engine:
         if broken:
             raise DivergedError(f"{broken[0]}: got a value that is not finite in epoch {epoch}; expected numbers.")
 
+    def state_bytes(self) -> int:
+        """Bytes of weights, gradients and optimiser state, tensor by tensor; after a step none of them is missing."""
+        parameters = list(self.model.parameters())
+        tensors = [*parameters, *(parameter.grad for parameter in parameters if parameter.grad is not None)]
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the model's parameters in host memory: keeping it costs the device nothing."""
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}

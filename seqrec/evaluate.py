@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seqrec.config import CUTOFFS, EVALUATION_BYTES
 from seqrec.data.batches import DeviceSequences, Windows, history_windows
 from seqrec.data.tables import Holdout, IntArray, Sequences
-from seqrec.memory_evaluation import tile_for
+from seqrec.memory.evaluation import tile_for
 from seqrec.metrics import list_metrics, ranking_metrics
 from seqrec.ranking import Ranker, exact_products, seen_cells
 

@@ -46,6 +46,25 @@ def measure(work: Callable[[], Result], device: torch.device) -> tuple[Result, R
     )
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What one piece of work added to the memory that was allocated when it began."""
+
+    peak_bytes: int
+    """Most bytes at a time."""
+    kept_bytes: int
+    """What was left at its end; negative if it freed more than it kept."""
+
+
+def grow(work: Callable[[], Result], device: torch.device) -> tuple[Result, Growth]:
+    """Runs `work` and reads what it added to the memory of a CUDA device."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    result, reading = measure(work, device)
+    assert reading.peak_bytes is not None, "memory is measured on CUDA only"
+    return result, Growth(reading.peak_bytes - before, torch.cuda.memory_allocated(device) - before)
+
+
 def release(device: torch.device) -> None:
     """Frees what an earlier run in this process left behind, so that it does not count for the next one."""
     gc.collect()

@@ -10,7 +10,7 @@ rowwise_adam   the second moment is one number a row, the mean over the row of t
 lazy_adam      moments and weights of rows without a gradient stand still (the semantics of torch's SparseAdam); time
                follows the rows that a batch touches. With full softmax every row has a gradient, and it is adam.
 
-State is made when the optimiser is built: a captured step may not allocate it.
+For a captured step state is made when the optimiser is built, for the step may not allocate it; else at the first step.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ def build(model: SequenceModel, settings: Train, *, capturable: bool = False) ->
         fused=True,
         capturable=capturable,
     )
-    for parameter in rest:
+    for parameter in rest if capturable else ():
         zeros = torch.zeros_like(parameter)
         step = torch.zeros((), device=parameter.device)
         adam.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": torch.zeros_like(parameter)}
     if not tables:
         return [adam]
     rowwise = settings.optimizer == "rowwise_adam"
-    return [
-        adam,
-        TableAdam(tables, settings.learning_rate, betas, settings.weight_decay, rowwise=rowwise, lazy=not rowwise),
-    ]
+    of_tables = TableAdam(
+        tables, settings.learning_rate, betas, settings.weight_decay, rowwise=rowwise, lazy=not rowwise
+    )
+    if capturable:
+        of_tables.make_state()
+    return [adam, of_tables]
 
 
 class TableAdam(torch.optim.Optimizer):
@@ -69,16 +71,22 @@ class TableAdam(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "rowwise": rowwise}
         super().__init__(tables, defaults | {"lazy": lazy})
-        for table in tables:
-            self.state[table] = {
-                "step": torch.zeros((), device=table.device),
-                "exp_avg": torch.zeros_like(table),
-                "exp_avg_sq": torch.zeros_like(table[:, :1] if rowwise else table),
-            }
+
+    def make_state(self) -> None:
+        """Moments of zero for every table that has none."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if not self.state[table]:
+                    self.state[table] = {
+                        "step": torch.zeros((), device=table.device),
+                        "exp_avg": torch.zeros_like(table),
+                        "exp_avg_sq": torch.zeros_like(table[:, :1] if group["rowwise"] else table),
+                    }
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every table that has a gradient."""
+        self.make_state()
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:

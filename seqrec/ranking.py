@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.tables import IntArray
-from seqrec.memory_evaluation import Tile, compared_users
+from seqrec.memory.evaluation import Tile, compared_users
 from seqrec.metrics import MISS
 
 _LAST = 2**31 - 1

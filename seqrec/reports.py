@@ -15,8 +15,8 @@ class EpochReport:
     """One finished epoch.
 
     `metrics` holds train/loss, time/epoch_s (training only), time/elapsed_s (training and validation since epoch 1,
-    over all attempts), after a validation valid/* and time/valid_s, on CUDA memory/peak_gib and memory/reserved_gib
-    (train step) and memory/evaluation_gib.
+    over all attempts), after a validation valid/* and time/valid_s, on CUDA memory/peak_gib, memory/reserved_gib
+    (train step), memory/state_gib (weights, gradients, optimiser state) and memory/evaluation_gib.
     """
 
     epoch: int

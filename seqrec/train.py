@@ -51,7 +51,7 @@ def train(
     with seeding.isolated(place):
         seeding.seed_weights(run.train.seed)
         model = models.build(run.model, split.n_items).to(place)
-        engine = _engine(run, split, model, place)
+        engine = build_engine(run, split, model, place)
         fitted = trainer.fit(
             engine,
             lambda: _evaluate(run, split, model, split.valid, lists=False),
@@ -68,7 +68,8 @@ def train(
     return RunReport(len(fitted.history), fitted.stopped_early, metrics, fitted.history)
 
 
-def _engine(run: Run, split: Split, model: SequenceModel, device: torch.device) -> Engine:
+def build_engine(run: Run, split: Split, model: SequenceModel, device: torch.device) -> Engine:
+    """What trains `model`, which is on the device already: its loss, its negatives and its batches."""
     loss = losses.build(run.loss, split.n_items).to(device)
     sampler = None
     if loss.request is not None:
@@ -134,7 +135,7 @@ def _summary(fitted: Fitted) -> Metrics:
         for name, value in best.metrics.items()
         if name.startswith("valid/")
     }
-    for name in ("memory/peak_gib", "memory/reserved_gib", "memory/evaluation_gib"):
+    for name in ("memory/peak_gib", "memory/reserved_gib", "memory/evaluation_gib", "memory/state_gib"):
         values = [report.metrics[name] for report in fitted.history if name in report.metrics]
         if values:
             metrics[name] = max(values)

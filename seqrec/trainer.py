@@ -83,6 +83,7 @@ def _one_epoch(
     if training.peak_bytes is not None and training.reserved_bytes is not None:
         metrics["memory/peak_gib"] = engine.peak_bytes(training.peak_bytes) / meters.GIB
         metrics["memory/reserved_gib"] = training.reserved_bytes / meters.GIB
+        metrics["memory/state_gib"] = engine.state_bytes() / meters.GIB
     elapsed_s = (history[-1].metrics["time/elapsed_s"] if history else 0.0) + training.seconds
     is_best = False
     if epoch % settings.valid_every == 0 or epoch == settings.epochs:

@@ -14,7 +14,7 @@ from seqrec import config, data
 from seqrec.captured import CapturedEngine
 from seqrec.data.tables import Split
 from seqrec.engine import Engine
-from seqrec.train import _engine, models, seeding, train
+from seqrec.train import build_engine, models, seeding, train
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def engine(split: Split, loss: str, model: str = "sasrec", dropout: float = 0.0,
         }
     )
     seeding.seed_weights(run.train.seed)
-    return _engine(run, split, models.build(run.model, split.n_items).to(CUDA), CUDA)
+    return build_engine(run, split, models.build(run.model, split.n_items).to(CUDA), CUDA)
 
 
 def curve(made: Engine, epoch: int = 1) -> np.ndarray[Any, Any]:

@@ -117,6 +117,7 @@ def test_a_run_learns_and_its_peaks_are_measured_apart(name: str, split: Split) 
     assert report.metrics["memory/evaluation_gib"] > 0
     weights = memory.predict_peak(run_of(name), split.statistics).parts["weights"]
     assert report.metrics["memory/peak_gib"] * 2**30 > 3 * weights
+    assert report.metrics["memory/state_gib"] * 2**30 == pytest.approx(4 * weights, rel=0.001)
 
 
 def test_what_one_run_leaves_behind_does_not_count_for_the_next(split: Split) -> None:

@@ -105,7 +105,7 @@ def test_an_epoch_is_plain_adam_on_the_masked_items(split: Split) -> None:
     torch.manual_seed(0)
     model, twin = (models.build(run.model, split.n_items).double() for _ in range(2))
     twin.load_state_dict(model.state_dict())
-    mean = train._engine(run, split, model, torch.device("cpu")).run_epoch(1)
+    mean = train.build_engine(run, split, model, torch.device("cpu")).run_epoch(1)
     adam = torch.optim.Adam(twin.parameters(), lr=0.01, betas=(0.9, 0.98))
     batches = ClozeBatches(
         split.train, max_length=6, batch_size=16, drop_last=False, seed=1, device="cpu", mask_probability=0.3
@@ -132,7 +132,7 @@ def test_a_batch_in_a_larger_shape_has_the_same_loss_and_gradients(split: Split,
     run = make(model__dropout=0.0, model__head=head)
     torch.manual_seed(0)
     model = models.build(run.model, split.n_items).double()
-    engine = train._engine(run, split, model, torch.device("cpu"))
+    engine = train.build_engine(run, split, model, torch.device("cpu"))
     batches = engine.batches
     plan = batches.plan(1)
     size = plan.sizes[0]

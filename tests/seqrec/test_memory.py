@@ -163,9 +163,9 @@ CASES = [(name, {}) for name in LOSSES if name != "ce_minus"] + SCOPES
 def test_the_prediction_is_near_what_real_steps_allocate(
     monkeypatch: pytest.MonkeyPatch, loss: str, keys: dict, tile_bytes: int
 ) -> None:
-    for module in ("losses.candidates", "losses.ce", "losses.sce", "losses.rece", "memory"):
+    for module in ("losses.candidates", "losses.ce", "losses.sce", "losses.rece", "memory.losses"):
         monkeypatch.setattr(f"seqrec.{module}.TILE_BYTES", tile_bytes)
-    for module in ("data.negatives", "memory"):
+    for module in ("data.negatives", "memory.losses"):
         monkeypatch.setattr(f"seqrec.{module}.DRAW_ELEMENTS", tile_bytes // 8)
     monkeypatch.setattr("seqrec.memory.MATRIX_WORKSPACE", 0)
     run, (sequences, statistics) = make_run(loss, keys=keys, mask_padding=True), make_data()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from seqrec.memory_evaluation import Tile
+from seqrec.memory.evaluation import Tile
 from seqrec.metrics import MISS
 from seqrec.ranking import _LAST, Ranker, _ids, _keys, exact_products, seen_cells
 

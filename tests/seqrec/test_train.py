@@ -152,7 +152,7 @@ def test_every_epoch_of_every_seed_draws_its_own_randomness() -> None:
 def test_settings_reach_the_optimizer(split: Split) -> None:
     run = make(train__learning_rate=0.02, train__beta1=0.8, train__beta2=0.95, train__weight_decay=0.1)
     model = models.build(run.model, split.n_items)
-    defaults = train._engine(run, split, model, torch.device("cpu")).optimizers[0].defaults
+    defaults = train.build_engine(run, split, model, torch.device("cpu")).optimizers[0].defaults
     assert (defaults["lr"], defaults["betas"], defaults["weight_decay"]) == (0.02, (0.8, 0.95), 0.1)
     assert defaults["eps"] == 1e-8
 
@@ -164,7 +164,7 @@ def test_an_epoch_is_plain_adam_on_the_mean_loss(split: Split) -> None:
     torch.manual_seed(0)
     model, twin = (models.build(run.model, split.n_items).double() for _ in range(2))
     twin.load_state_dict(model.state_dict())
-    engine = train._engine(run, split, model, torch.device("cpu"))
+    engine = train.build_engine(run, split, model, torch.device("cpu"))
     mean = engine.run_epoch(1)
     adam = torch.optim.Adam(twin.parameters(), lr=0.01, betas=(0.9, 0.98))
     total, count = 0.0, 0
@@ -191,7 +191,7 @@ def test_divergence_is_an_error_that_names_the_epoch(split: Split) -> None:
 def test_a_broken_parameter_is_noticed_even_if_the_loss_is_finite(split: Split) -> None:
     run = make()
     model = models.build(run.model, split.n_items)
-    engine = train._engine(run, split, model, torch.device("cpu"))
+    engine = train.build_engine(run, split, model, torch.device("cpu"))
     model.get_parameter("position_table").data[0] = math.inf
     with pytest.raises(DivergedError, match="position_table: got a value that is not finite in epoch 4"):
         engine._check_finite(1.0, 4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec import checkpoint, trainer
+from seqrec import checkpoint, meters, trainer
 from seqrec.config import Train
 from seqrec.errors import CheckpointError
 from seqrec.reports import EpochReport
@@ -21,6 +21,12 @@ class Script:
     """Its weight is the number of epochs trained; its validation score in epoch e is scores[e - 1]."""
 
     device = torch.device("cpu")
+
+    def state_bytes(self) -> int:
+        return 2**28
+
+    def peak_bytes(self, measured: int) -> int:
+        return measured
 
     def __init__(self, scores: Sequence[float]) -> None:
         self.scores = scores
@@ -151,3 +157,16 @@ def test_another_runs_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     script = Script([0.1])
     with pytest.raises(CheckpointError, match="belongs to another run"):
         trainer.fit(script, script.validate, Train(epochs=1), workdir=tmp_path, identity={"run": "other"})
+
+
+def test_memory_is_told_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"memory/peak_gib", "memory/reserved_gib", "memory/state_gib", "memory/evaluation_gib"}
+    assert not names & Script([0.1]).fit(epochs=1).history[0].metrics.keys(), "absent on a CPU, not 0"
+    monkeypatch.setattr(meters, "measure", lambda work, device: (work(), meters.Reading(1.0, 2**30, 2**31)))
+    metrics = Script([0.1]).fit(epochs=1).history[0].metrics
+    assert {name: metrics[name] for name in names} == {
+        "memory/peak_gib": 1.0,
+        "memory/reserved_gib": 2.0,
+        "memory/state_gib": 0.25,
+        "memory/evaluation_gib": 1.0,
+    }

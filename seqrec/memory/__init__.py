@@ -25,16 +25,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from seqrec import config, memory_bert4rec
+from seqrec import config
+from seqrec.memory import bert4rec
+from seqrec.memory.losses import (
+    DRAW_ELEMENTS as DRAW_ELEMENTS,
+    FLOAT as FLOAT,
+    ID as ID,
+    TILE_BYTES as TILE_BYTES,
+    loss_work as loss_work,
+    negatives as negatives,
+)
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
-
-TILE_BYTES = 2**26
-"""What losses keep in one tile of their work (`seqrec.losses`), besides gradients; one row or draw at least."""
-
-DRAW_ELEMENTS = 2**20
-"""Numbers of 8 bytes in one tile of a draw of negatives (`seqrec.data.negatives`)."""
 
 MATRIX_WORKSPACE = 2 * 2**25
 """Bytes that cuBLAS takes through the allocator on Hopper GPUs (8 MiB a handle on older ones): a handle belongs to a
@@ -43,8 +46,6 @@ within 1 MiB, from the prediction of ce at two batch sizes (`benchmarks/results/
 
 DEVIATIONS = 3.0
 """Standard deviations above the mean number of positions: about the largest batch of a few hundred."""
-
-FLOAT, ID = 4, 8
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,20 @@ class Shapes(NamedTuple):
 
 def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     """The peak of one train step of `run` on a data set: the worst batch that is likely in a few hundred."""
+    moment, parts = max(moments(run, statistics).items(), key=lambda named: sum(named[1].values()))
+    return Prediction(sum(parts.values()), moment, parts)
+
+
+def moments(run: config.Run, statistics: Statistics) -> dict[str, dict[str, int]]:
+    """What is alive at each moment at which the step can peak, by purpose."""
     model, shapes, asked = run.model, step_shapes(run, statistics), loss_shapes(run, statistics)
     parameters = FLOAT * n_parameters(model, statistics.n_items)
     # Of the last states only those that predict something stay.
     saved = activations(model, shapes) + asked.states - FLOAT * shapes.positions * asked.width
-    ids, draw_work = _negatives(run.loss, asked)
+    ids, draw_work = negatives(run.loss, asked)
     always = {
         "weights": parameters,
-        "optimiser": 2 * parameters,
+        "optimiser": optimiser_bytes(run, statistics.n_items),
         "data": _resident_data(run, statistics),
         # items and valid over the grid; positions, targets, rows, and the embedding's and the grid's indices.
         "batch": shapes.users * shapes.length * (ID + 1) + shapes.positions * 6 * ID,
@@ -110,7 +117,7 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
     # At the last attention's backward its block's feed-forward part is freed: norm, hidden, ReLU's and masks of
     # dropout.
     freed = min(saved, 4 * shapes.states)
-    moments = {
+    found = {
         "draw": always | {"negatives": ids, "work": draw_work},
         "loss": always
         | {
@@ -137,10 +144,22 @@ def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
         },
     }
     if isinstance(model, config.Bert4rec):
-        memory_bert4rec.amend(moments, model, shapes, asked.table)
-        moments["plan"] = always | {"work": 8 * sum(length * users for length, users in statistics.train_lengths)}
-    moment, parts = max(moments.items(), key=lambda named: sum(named[1].values()))
-    return Prediction(sum(parts.values()), moment, parts)
+        bert4rec.amend(found, model, shapes, asked.table)
+        found["plan"] = always | {"work": 8 * sum(length * users for length, users in statistics.train_lengths)}
+    return found
+
+
+def optimiser_bytes(run: config.Run, n_items: int) -> int:
+    """State of the optimiser between steps. Adam: both moments of every parameter; rowwise_adam: of the item tables a
+    second moment a row."""
+    whole = 2 * FLOAT * n_parameters(run.model, n_items)
+    if run.train.optimizer != "rowwise_adam":
+        return whole
+    tables = [run.model.hidden_size]
+    if isinstance(run.model, config.Bert4rec):
+        scored = bert4rec.scored_width(run.model)
+        tables = [scored] if run.model.head == "tied" else [run.model.hidden_size, scored]
+    return whole - sum(FLOAT * n_items * (width - 1) for width in tables)
 
 
 def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
@@ -177,14 +196,14 @@ def loss_shapes(run: config.Run, statistics: Statistics) -> Shapes:
     if isinstance(model, config.Sasrec):
         return shapes
     # A tile of a user's targets is as wide as a window may be: how many are masked is not asked of the device.
-    return memory_bert4rec.asked(model, shapes, statistics.train_lengths, DEVIATIONS)._replace(longest=shapes.longest)
+    return bert4rec.asked(model, shapes, statistics.train_lengths, DEVIATIONS)._replace(longest=shapes.longest)
 
 
 def n_parameters(model: config.Model, n_items: int) -> int:
     """SASRec's: item and position tables; a block: attention 4 D^2 + 4 D, feed-forward 2 D^2 + 2 D, two norms 4 D; the
     final norm."""
     if isinstance(model, config.Bert4rec):
-        return memory_bert4rec.n_parameters(model, n_items)
+        return bert4rec.n_parameters(model, n_items)
     D = model.hidden_size
     return (n_items + model.max_length) * D + model.n_blocks * (6 * D * D + 10 * D) + 2 * D
 
@@ -198,7 +217,7 @@ def activations(model: config.Model, shapes: Shapes) -> int:
     matrix; one byte a mask of dropout; mean and deviation of two norms; log-sum-exp of every query and head.
     """
     if isinstance(model, config.Bert4rec):
-        return memory_bert4rec.activations(model, shapes)
+        return bert4rec.activations(model, shapes)
     dropped = model.dropout > 0
     states = 9 + (1 if dropped and model.ffn_dropout == "after_relu" else 0)
     mask = shapes.positions * shapes.width if dropped else 0
@@ -206,102 +225,6 @@ def activations(model: config.Model, shapes: Shapes) -> int:
     block = states * shapes.states + 4 * shapes.grid + 2 * mask + rows
     # After the blocks: input of the final norm, its statistics, and the hidden states. Before: one more mask.
     return shapes.blocks * block + 2 * shapes.states + FLOAT * 2 * shapes.positions + mask
-
-
-def loss_work(loss: config.Loss, shapes: Shapes) -> int:
-    """What a loss holds at its worst besides negatives' ids and the gradients of states and items."""
-    N, D, V = shapes.positions, shapes.width, shapes.items
-    match loss:
-        case config.Ce():
-            # One buffer of logits.
-            return _tile(loss.chunk_bytes, N, FLOAT * V)
-        case config.Cce():
-            # Logits of a block and their exponentials; or, at the end, the targets' embeddings.
-            return max(_tile(TILE_BYTES, N, 2 * FLOAT * min(V, loss.block_items)), 2 * shapes.states)
-        case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
-            return _sampled(N, N, loss.n_negatives, D)
-        case config.CeMinus():
-            # A tile is as wide as its longest user.
-            slots = shapes.users * shapes.longest if loss.negatives_scope == "user" else N
-            return _sampled(_n_draws(loss, shapes), slots, loss.n_negatives, D)
-        case config.Sce():
-            return _sce(loss, shapes)
-        case config.Rece():
-            return _rece(loss, shapes)
-
-
-def _tile(limit: int, rows: int, row_bytes: int) -> int:
-    """Whole rows within the limit, one at least, no more than there are."""
-    return row_bytes * min(rows, max(1, limit // row_bytes))
-
-
-def _sampled(n_draws: int, n_positions: int, n_candidates: int, width: int) -> int:
-    """Candidates' embeddings and their gradient (K, D) a draw; about four copies of K scores and of a state a
-    position."""
-    draw = FLOAT * 2 * n_candidates * width
-    position = FLOAT * 4 * (n_candidates + width)
-    return min(n_draws * draw + n_positions * position, max(TILE_BYTES, draw + position))
-
-
-def _sce(loss: config.Sce, shapes: Shapes) -> int:
-    """Kept: both lists of indices, the losses of (n_buckets, bucket_size_x), the covered states and their gradient. On
-    top the largest of: mixing coefficients, scores of all buckets, logits of a bucket, the winners' softmax."""
-    N, D, V, n_buckets = shapes.positions, shapes.width, shapes.items, loss.n_buckets
-    size_x, size_y = min(loss.bucket_size_x, N), loss.bucket_size_y
-    kept = n_buckets * (size_x * (ID + FLOAT) + size_y * ID + FLOAT * D) + 2 * shapes.states
-    bucket = FLOAT * (3 * size_x * size_y + 2 * (size_x + size_y) * D) + size_x * size_y
-    steps = [
-        _tile(TILE_BYTES, n_buckets, FLOAT * max(N, V)),
-        _tile(TILE_BYTES, n_buckets, bucket),
-        # Four working copies of an id for every slot, while the winner of each position is found.
-        4 * ID * n_buckets * size_x,
-        _sampled(min(n_buckets, N), N, size_y, D),
-    ]
-    if loss.mix_x:
-        steps.append(FLOAT * min(N, 4096) * n_buckets)
-    return kept + max(steps)
-
-
-def _rece(loss: config.Rece, shapes: Shapes) -> int:
-    """Kept: order (4 bytes) and chunk (2) of every state and item a round. On top the largest of: scores of a hash,
-    sorting the buckets of one table, a tile of candidates."""
-    N, D, V = shapes.positions, shapes.width, shapes.items
-    n_chunks = loss.n_buckets // loss.buckets_per_chunk
-    small = 2 if n_chunks < 2**15 else 4
-    window = min(V, math.ceil(V * (1 + 2 * loss.n_extra_chunks) / n_chunks) + 1)
-    pairs = FLOAT * 3 * window + 3 * window + FLOAT * 2 * D
-    steps = [
-        _tile(TILE_BYTES, max(N, V), FLOAT * loss.n_buckets),
-        # Keys and ranks, twice each while sorting, and the ranks that are looked up.
-        5 * ID * max(N, V),
-        min(N * pairs + n_chunks * window * FLOAT * 2 * D, max(TILE_BYTES, pairs + window * FLOAT * 2 * D)),
-    ]
-    return loss.rounds * (N + V) * (4 + small) + 2 * shapes.states + max(steps)
-
-
-def _n_draws(loss: config.CeMinus, shapes: Shapes) -> int:
-    return {
-        "position": shapes.positions,
-        "user": shapes.users,
-        "group": math.ceil(shapes.positions / loss.group_size),
-        "batch": 1,
-    }[loss.negatives_scope]
-
-
-def _negatives(loss: config.Loss, shapes: Shapes) -> tuple[int, int]:
-    """Bytes of the ids of a batch's negatives, with each position's group; and of the work of drawing them."""
-    match loss:
-        case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
-            draws, groups = shapes.positions, 0
-        case config.CeMinus():
-            draws = _n_draws(loss, shapes)
-            groups = 0 if loss.negatives_scope == "position" else shapes.positions
-        case _:
-            return 0, 0
-    ids = ID * draws * loss.n_negatives
-    # Random numbers, sorted values and their indices, and the items behind them; places where none may repeat.
-    distinct = isinstance(loss, config.Bce) or (isinstance(loss, config.CeMinus) and not loss.with_replacement)
-    return ids + ID * groups, (7 if distinct else 4) * min(ids, ID * max(DRAW_ELEMENTS, loss.n_negatives))
 
 
 def _resident_data(run: config.Run, statistics: Statistics) -> int:

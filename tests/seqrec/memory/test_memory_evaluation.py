@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from seqrec import config, memory_evaluation
+from seqrec import config
 from seqrec.data.batches import DeviceSequences
 from seqrec.data.splits import leave_one_out, temporal
 from seqrec.data.tables import Interactions, Split
 from seqrec.evaluate import _last_states, evaluate
-from seqrec.memory_evaluation import LEAST_GROUP, encoding_bytes, evaluation_bytes, scoring_bytes, tile_for
+from seqrec.memory import evaluation as memory_evaluation
+from seqrec.memory.evaluation import LEAST_GROUP, encoding_bytes, evaluation_bytes, scoring_bytes, tile_for
 from seqrec.models.sasrec import SasrecModel
 from seqrec.ranking import Ranker
 
@@ -37,7 +38,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 def test_importing_it_loads_neither_torch_nor_numpy() -> None:
-    code = "import sys, seqrec.memory_evaluation; print([n for n in ('torch', 'numpy', 'ray') if n in sys.modules])"
+    code = "import sys, seqrec.memory.evaluation; print([n for n in ('torch', 'numpy', 'ray') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
