@@ -33,6 +33,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "sasrec": {"name": "sasrec", "max_length": 50},
     "sasrec, pads masked": {"name": "sasrec", "max_length": 50, "mask_padding": True, "n_heads": 2},
     "sasrec, narrow": {"name": "sasrec", "max_length": 20, "hidden_size": 24, "n_heads": 3, "n_blocks": 1},
+    "bert4rec": {"name": "bert4rec", "max_length": 50, "hidden_size": 32, "mask_probability": 0.3},
+    "bert4rec, tied": {
+        "name": "bert4rec",
+        "max_length": 20,
+        "hidden_size": 32,
+        "mask_probability": 0.3,
+        "head": "tied",
+    },
 }
 CUDA = torch.device("cuda")
 
