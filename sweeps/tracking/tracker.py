@@ -106,6 +106,8 @@ class Tracker:
             while True:
                 try:
                     session = session or Session(self._target, self._cursor, self._abandoned)
+                    # Asked before the ledger is read: what is appended between reading and closing is still to be told.
+                    closing = self._closing.is_set()
                     caught_up = session.drain()
                     if caught_up and self._report is not None:
                         report = self._report
@@ -115,7 +117,7 @@ class Tracker:
                         _log.warning("MLflow at %s answers again.", safe_uri(self.uri))
                     wait_s, down = self._first_wait_s, False
                     if caught_up:
-                        if self._closing.is_set() and self._report is None:
+                        if closing and self._report is None:
                             return
                         self._pause(self._poll_s)
                 except (UnavailableError, RefusedError) as problem:
