@@ -8,8 +8,9 @@ nowplaying  all losses on 60,416 items of #nowplaying
 Beauty comes with the package; the others are canonical files in `--data`. Every job is one `seqrec.train.train`; worker
 processes, several a GPU, take them in an order that gives every configuration its first seed before any has its second.
 After `--deadline` seconds no job is started, and none that runs is waited for longer than `--grace`: what was not run
-is said, not guessed. Rows go to `benchmarks/results/studies.csv`, one a run; `--summary` prints the means of that file.
-Times of jobs that share a GPU are times of a shared GPU, and `sharing` says how many there were.
+is said, not guessed. Rows go to `<results>/studies.csv`, one a run; runs that the file has already are not run again,
+and `--summary` prints the means of that file. Times of jobs that share a GPU are times of a shared GPU, and `sharing`
+says how many there were: `--times` runs a few epochs of every configuration, one at a time, into `studies_times.csv`.
 """
 
 from __future__ import annotations
@@ -26,19 +27,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import rows
+from benchmarks.configurations import STUDIES, Configuration, studies
 
 SEEDS = (1235, 37, 2451)
-
-
-@dataclass(frozen=True)
-class Configuration:
-    study: str
-    label: str
-    tree: dict[str, Any]
-    target: float | None = None
-    """Published test NDCG@10."""
-    in_grid: bool = False
-    """Of a grid whose best cell by validation alone gets more seeds."""
 
 
 @dataclass(frozen=True)
@@ -46,86 +37,7 @@ class Job:
     configuration: Configuration
     seed: int
     fields: dict[str, Any] = field(default_factory=dict)
-
-
-def studies(data: Path) -> list[Configuration]:
-    """Every configuration of every study, longest first within one."""
-    beauty = {"path": "amazon_beauty_5core"}
-    published = {"name": "sasrec", "n_blocks": 2, "n_heads": 1}
-    ce = {"batch_size": 256, "epochs": 200, "patience": 10}
-    found = [
-        Configuration(
-            "beauty", "sce, d64",
-            {
-                "data": beauty, "model": {**published, "max_length": 200, "hidden_size": 64, "dropout": 0.6},
-                "loss": {"name": "sce", "n_buckets": 202, "bucket_size_x": 202, "bucket_size_y": 256},
-                "train": {"batch_size": 1024, "epochs": 300, "patience": 50},
-            },
-            0.0544,
-        ),
-        *(
-            Configuration(
-                "beauty", f"ce, d{width}",
-                {
-                    "data": beauty,
-                    "model": {**published, "max_length": 128, "hidden_size": width, "dropout": 0.3},
-                    "loss": {"name": "ce"}, "train": ce,
-                },
-                target,
-            )
-            for width, target in ((64, 0.0571), (128, 0.0586))
-        ),
-        *(
-            Configuration(
-                "bert4rec", f"ce, {head}, d{width}",
-                {
-                    "data": beauty,
-                    "model": {
-                        "name": "bert4rec", "max_length": 50, "hidden_size": width, "dropout": 0.3, "head": head,
-                        "mask_probability": 0.4,
-                    },
-                    "loss": {"name": "ce"}, "train": {"batch_size": 256, "epochs": 200, "patience": 15},
-                },
-                0.0400, in_grid=True,
-            )
-            for head in ("tied", "untied") for width in (64, 128)
-        ),
-    ]  # fmt: skip
-    ladder = {
-        "bce, 1 negative": {"name": "bce", "n_negatives": 1},
-        "gbce, 256 negatives": {"name": "gbce", "n_negatives": 256, "gbce_t": 0.75},
-        "ce_minus, 256 negatives": {"name": "ce_minus", "n_negatives": 256},
-        "ce": {"name": "ce"},
-        "cce": {"name": "cce"},
-    }
-    for label, loss in ladder.items():
-        tree = {
-            "data": {"path": str(data / "ml_1m_prefix.parquet")},
-            "model": {**published, "max_length": 200, "hidden_size": 64, "dropout": 0.2},
-            "loss": loss,
-            "train": {"batch_size": 128, "epochs": 150, "patience": 10},
-        }
-        found.append(Configuration("ladder", label, tree))
-    losses: dict[str, dict[str, Any]] = {
-        "ce": {"name": "ce"},
-        "cce": {"name": "cce"},
-        "bce, 256 negatives": {"name": "bce", "n_negatives": 256},
-        "bce_plus, 256 negatives": {"name": "bce_plus", "n_negatives": 256},
-        "gbce, 256 negatives": {"name": "gbce", "n_negatives": 256, "gbce_t": 0.75},
-        "ce_minus, 256 negatives": {"name": "ce_minus", "n_negatives": 256},
-        "cce_minus, 511 negatives": {"name": "cce_minus", "n_negatives": 511},
-        "sce": {"name": "sce", "n_buckets": 100, "bucket_size_x": 100, "bucket_size_y": 256},
-        "rece": {"name": "rece", "n_buckets": 170, "n_extra_chunks": 1, "rounds": 1},
-    }
-    for label, loss in losses.items():
-        tree = {
-            "data": {"path": str(data / "nowplaying.parquet")},
-            "model": {**published, "max_length": 30, "hidden_size": 64, "dropout": 0.3, "mask_padding": True},
-            "loss": loss,
-            "train": {"batch_size": 512, "epochs": 60, "patience": 4},
-        }
-        found.append(Configuration("nowplaying", label, tree))
-    return found
+    """Of its section `train`, beside the configuration's own."""
 
 
 def work(gpu: int, sharing: int, jobs: Any, results: Any) -> None:
@@ -142,7 +54,7 @@ def work(gpu: int, sharing: int, jobs: Any, results: Any) -> None:
         configuration, seed = job.configuration, job.seed
         start = time.perf_counter()
         try:
-            tree = configuration.tree | {"train": configuration.tree["train"] | {"seed": seed}}
+            tree = configuration.tree | {"train": configuration.tree["train"] | {"seed": seed} | job.fields}
             run = config.parse(tree)
             if run.data.path not in splits:
                 splits[run.data.path] = data.load(run.data)
@@ -150,6 +62,8 @@ def work(gpu: int, sharing: int, jobs: Any, results: Any) -> None:
             report = train(run, split=split, device=device)
         except Exception as error:
             results.put((configuration, seed, f"{type(error).__name__}: {error}"))
+            if isinstance(error, torch.AcceleratorError):
+                return  # nothing that this process asks of its GPU will be answered any more
             continue
         metrics = report.metrics
         row = {
@@ -187,16 +101,31 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
     for worker in workers:
         worker.start()
     begun = time.monotonic()
-    waiting = [Job(configuration, SEEDS[0]) for configuration in chosen]
-    later = [Job(c, seed) for seed in SEEDS[1 : options.seeds] for c in chosen if not c.in_grid]
+    name = "studies_times" if options.times else "studies"
+    done = known(options.results / f"{name}.csv")
+    seeds = SEEDS[:1] if options.times else SEEDS[: options.seeds]
+    fields = {"epochs": options.times, "patience": None} if options.times else {}
+    jobs_of = {
+        seed: [
+            Job(c, seed, fields)
+            for c in chosen
+            if (c.study, c.label, seed) not in done and (seed == SEEDS[0] or not c.in_grid)
+        ]
+        for seed in seeds
+    }
+    waiting, later = jobs_of[SEEDS[0]], [job for seed in seeds[1:] for job in jobs_of[seed]]
     running: set[tuple[str, str, int]] = set()
-    best: dict[str, dict[str, float]] = {}
+    cells: dict[tuple[str, str], float] = {key[:2]: valid for key, valid in done.items() if key[2] == SEEDS[0]}
+    later += more_seeds(chosen, cells, seeds, done)
     missing = 0
     while waiting or later or running:
         late = time.monotonic() - begun > options.deadline
         if not waiting and later:
             waiting, later = later, []
-        while waiting and not late and len(running) < len(workers):
+        alive = sum(worker.is_alive() for worker in workers)
+        if not alive and results.empty():
+            break
+        while waiting and not late and len(running) < alive:
             job = waiting.pop(0)
             running.add((job.configuration.study, job.configuration.label, job.seed))
             jobs.put(job)
@@ -211,15 +140,12 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
             print(f"{configuration.study}: {configuration.label}, seed {seed}: {row}", file=sys.stderr, flush=True)
             missing += 1
             continue
-        rows.append("studies", {**row, **rows.conditions()}, options.results)
+        study, label = configuration.study, configuration.label
+        rows.append(name, {**row, **rows.conditions()}, options.results)
         print(" ".join(f"{value}" for value in list(row.values())[:12]), flush=True)
-        if configuration.in_grid and seed == SEEDS[0]:
-            cells = best.setdefault(configuration.study, {})
-            cells[configuration.label] = row["valid_ndcg_at_10"]
-            grid = [c for c in chosen if c.study == configuration.study and c.in_grid]
-            if len(cells) == len(grid):
-                winner = max(grid, key=lambda c: cells[c.label])
-                later += [Job(winner, other) for other in SEEDS[1 : options.seeds]]
+        if seed == SEEDS[0] and configuration.in_grid:
+            cells[study, label] = row["valid_ndcg_at_10"]
+            later += more_seeds([c for c in chosen if c.study == study], cells, seeds, done)
     for study, label, seed in running | {
         (j.configuration.study, j.configuration.label, j.seed) for j in waiting + later
     }:
@@ -230,21 +156,53 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
     return missing
 
 
+def known(path: Path) -> dict[tuple[str, str, int], float]:
+    """Validation NDCG@10 of the runs that a file has: (study, configuration, seed)."""
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path)
+    keys = zip(table["study"], table["configuration"], table["seed"], strict=True)
+    return dict(zip(keys, table["valid_ndcg_at_10"], strict=True))
+
+
+def more_seeds(
+    chosen: list[Configuration],
+    cells: dict[tuple[str, str], float],
+    seeds: tuple[int, ...],
+    done: dict[tuple[str, str, int], float],
+) -> list[Job]:
+    """The other seeds of each grid's best cell by validation, once all of the grid have their first."""
+    jobs = []
+    for study in dict.fromkeys(c.study for c in chosen if c.in_grid):
+        grid = [c for c in chosen if c.study == study and c.in_grid]
+        if all((study, c.label) in cells for c in grid):
+            winner = max(grid, key=lambda c: cells[c.study, c.label])
+            jobs += [Job(winner, seed) for seed in seeds[1:] if (study, winner.label, seed) not in done]
+    return jobs
+
+
 def summary(results: Path) -> str:
-    """Means of `studies.csv`, a row a configuration, as Markdown."""
+    """Means of `studies.csv`, a row a configuration, as Markdown; seconds an epoch of `studies_times.csv`."""
     table = pd.read_csv(results / "studies.csv")
+    order = {key: number for number, key in enumerate((c.study, c.label) for c in studies(Path()))}
+    times: dict[tuple[str, str], float] = {}
+    if (results / "studies_times.csv").exists():
+        alone = pd.read_csv(results / "studies_times.csv")
+        times = {(row.study, row.configuration): row.epoch_s for row in alone.itertuples()}
     lines = [
-        "| study | configuration | seeds | test NDCG@10 | HR@10 | valid NDCG@10 | best epoch | published | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| study | configuration | seeds | test NDCG@10 | HR@10 | valid NDCG@10 | best epoch | published "
+        "| peak GiB | s/epoch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (study, label), group in table.groupby(["study", "configuration"], sort=False):
+    groups = dict(list(table.groupby(["study", "configuration"], sort=False)))
+    for (study, label), group in sorted(groups.items(), key=lambda pair: order[pair[0]]):
         ndcg, target = group["test_ndcg_at_10"], group["published_ndcg_at_10"].iloc[0]
         spread = f" ± {ndcg.std():.4f}" if len(group) > 1 else ""
         published = "" if pd.isna(target) else f"{target:.4f} ({ndcg.mean() / target:.1%})"
         cells = [
             study, label, len(group), f"{ndcg.mean():.4f}{spread}", f"{group['test_hit_rate_at_10'].mean():.4f}",
             f"{group['valid_ndcg_at_10'].mean():.4f}", f"{group['best_epoch'].mean():.0f}", published,
-            f"{group['peak_gib'].max():.3f}",
+            f"{group['peak_gib'].max():.3f}", f"{times[study, label]:.2f}" if (study, label) in times else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -252,7 +210,7 @@ def summary(results: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=["beauty", "bert4rec", "ladder", "nowplaying"])
+    parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the canonical files")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--processes", type=int, default=3, help="worker processes a GPU")
@@ -260,11 +218,15 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=1e9, help="seconds after which no job is started")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds that running jobs then have")
     parser.add_argument("--results", type=Path, default=rows.RESULTS)
+    parser.add_argument("--times", type=int, metavar="EPOCHS", help="run so few epochs of one seed, for their times")
     parser.add_argument("--summary", action="store_true", help="print the means of what has been run, and run nothing")
     options = parser.parse_args()
     if options.summary:
         print(summary(options.results))
         return 0
+    unknown = sorted(set(options.studies) - set(STUDIES))
+    if unknown or not options.studies:
+        parser.error(f"studies: got {unknown or 'none'}; expected some of {', '.join(STUDIES)}.")
     chosen = [c for c in studies(options.data) if c.study in options.studies]
     return 1 if run(chosen, options) else 0
 

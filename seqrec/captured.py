@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec import optimizers, seeding
+from seqrec import meters, optimizers, seeding
 from seqrec.config import Train
 from seqrec.data.batches import Batch, Batches, Capacity
 from seqrec.data.negatives import NegativeSampler
@@ -92,6 +92,11 @@ class CapturedEngine(Engine):
         return Capacity(positions, targets, batches.batch_size + spare, batches.max_length)
 
     def run_epoch(self, epoch: int) -> float:
+        # A graph keeps the state of its generators on the device that is current when they are registered.
+        with meters.current(self.device):
+            return self._run_epoch(epoch)
+
+    def _run_epoch(self, epoch: int) -> float:
         self.model.train()
         plan = self.batches.plan(epoch)
         self._users.copy_(plan.users)

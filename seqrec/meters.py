@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -63,6 +64,12 @@ def grow(work: Callable[[], Result], device: torch.device) -> tuple[Result, Grow
     result, reading = measure(work, device)
     assert reading.peak_bytes is not None, "memory is measured on CUDA only"
     return result, Growth(reading.peak_bytes - before, torch.cuda.memory_allocated(device) - before)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one: where kernels without a tensor to tell them, and what a graph keeps of its
+    generators, would else go to the process's first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def release(device: torch.device) -> None:

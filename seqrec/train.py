@@ -48,7 +48,7 @@ def train(
         split = data.load(run.data)
     feasibility.check(run, split.statistics)
     meters.release(place)
-    with seeding.isolated(place):
+    with meters.current(place), seeding.isolated(place):
         seeding.seed_weights(run.train.seed)
         model = models.build(run.model, split.n_items).to(place)
         engine = build_engine(run, split, model, place)

@@ -196,3 +196,22 @@ def test_the_peak_counts_what_graphs_use(split: Split) -> None:
     assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
     state = 12 * sum(parameter.numel() for parameter in made.model.parameters())
     assert peaks[1] > state + 2**27, "the logits' buffer of ce alone takes 128 MiB"
+
+
+def test_a_device_that_is_not_the_current_one(split: Split) -> None:
+    """A graph once kept its generators' state on the process's first device: negatives then came from memory that the
+    second one may not read."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    run = config.parse(
+        {
+            "data": {"path": "amazon_beauty_5core"},
+            "model": MODELS["sasrec"],
+            "loss": {"name": "bce", "n_negatives": 16},
+            "train": {"batch_size": 512, "epochs": 2, "patience": None},
+        }
+    )
+    reports = [train(run, split=split, device=f"cuda:{index}") for index in (0, 1)]
+    assert torch.cuda.current_device() == 0
+    first, second = ([epoch.metrics["train/loss"] for epoch in report.history] for report in reports)
+    np.testing.assert_allclose(second, first, rtol=1e-3)
