@@ -212,6 +212,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the canonical files")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="these configurations alone")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--processes", type=int, default=3, help="worker processes a GPU")
     parser.add_argument("--seeds", type=int, default=3, choices=[1, 2, 3])
@@ -228,6 +229,11 @@ def main() -> int:
     if unknown or not options.studies:
         parser.error(f"studies: got {unknown or 'none'}; expected some of {', '.join(STUDIES)}.")
     chosen = [c for c in studies(options.data) if c.study in options.studies]
+    if options.only:
+        strange = sorted(set(options.only) - {c.label for c in chosen})
+        if strange:
+            parser.error(f"--only: got {strange}; expected some of {[c.label for c in chosen]}.")
+        chosen = [c for c in chosen if c.label in options.only]
     return 1 if run(chosen, options) else 0
 
 
