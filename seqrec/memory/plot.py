@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.set_xticklabels([_label(row, kind) for row, kind, _ in bars], fontsize=8)
     axes.set_ylabel("alive at the step's peak, GiB")
     axes.set_ylim(0, 1.12 * tallest / GIB)
-    axes.set_title(title, fontsize=9, loc="left", wrap=True)
+    figure.suptitle("\n".join(textwrap.wrap(title, int(13 * (width - 2)))), fontsize=9, x=0.01, ha="left")
     axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
