@@ -233,12 +233,12 @@ def merge(
         tl.store(lse + n, lse2 * LN2)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_padded", "n_items", "rows_per_split", "n_halvings"])
+@triton.jit(do_not_specialize=["n_rows", "n_padded", "n_items", "blocks_per_split", "n_halvings"])
 def backward(
     hidden, hidden_rest, items, items_rest, lse, keys, order, weights, largest, to_items,
-    n_rows, n_padded, n_items, rows_per_split, n_halvings,
+    n_rows, n_padded, n_items, blocks_per_split, n_halvings,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr,
-    SCALE: tl.constexpr, SPLIT: tl.constexpr, EXACT: tl.constexpr,
+    TARGETS: tl.constexpr, SCALE: tl.constexpr, SPLIT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of items, which stays: sum_i g_i (p_ij - [j = y_i]) x_i over a stretch of the rows, (stretch, item, D).
 
@@ -253,8 +253,8 @@ def backward(
     if SPLIT:
         w_rest = _rows(items_rest + at, ITEMS, WIDTH, BLOCK_D)
     total = tl.zeros((ITEMS, BLOCK_D), tl.float32)
-    first = tl.program_id(1) * rows_per_split
-    end = tl.minimum(first + rows_per_split, n_padded)
+    first = tl.program_id(1) * blocks_per_split * ROWS
+    end = tl.minimum(first + blocks_per_split * ROWS, n_padded)
     row_lse = lse + first
     row = hidden + first.to(tl.int64) * WIDTH
     row_rest = hidden_rest + first.to(tl.int64) * WIDTH
@@ -284,10 +284,10 @@ def backward(
     d = tl.arange(0, BLOCK_D)[None, :]
     own = item + tl.arange(0, ITEMS)
     n_targets = tl.max(begin, 0)
-    own_first = tl.min(begin, 0) + tl.program_id(1) * ROWS
+    own_first = tl.min(begin, 0) + tl.program_id(1) * TARGETS
     # One block as a rule: no stages, whose buffers would have to be filled in vain.
-    for block in tl.range(own_first, n_targets, ROWS * tl.num_programs(1), num_stages=1):
-        k = block + tl.arange(0, ROWS)
+    for block in tl.range(own_first, n_targets, TARGETS * tl.num_programs(1), num_stages=1):
+        k = block + tl.arange(0, TARGETS)
         i = tl.load(order + k, mask=k < n_targets, other=0)
         y = tl.load(keys + k, mask=k < n_targets, other=-1)
         share = tl.load(weights + i) / largest_weight * UNIT

@@ -13,17 +13,18 @@ from seqrec.kernels.launch import power_of_2, row_block
 from seqrec.kernels.tiles import Table, Tile, pick
 
 TILES: dict[str, Table] = {
-    # rows: of states; columns: items.
+    # rows: of states; columns: items. Hopper's matrix units take 64 rows for each 4 warps.
     "forward": {
         8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 4, 2), 512: Tile(32, 32, 8, 2)},
         9: {
             32: Tile(64, 128, 4, 3),
             64: Tile(64, 128, 4, 3),
-            128: Tile(64, 128, 4, 3),
+            128: Tile(128, 64, 8, 3, 128),
             256: Tile(128, 64, 8, 3),
             512: Tile(64, 64, 8, 2),
         },
     },
+    # The forward pass without gradients.
     "value": {
         8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 4, 2), 512: Tile(32, 32, 8, 2)},
         9: {
@@ -39,18 +40,27 @@ TILES: dict[str, Table] = {
         9: {
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
-            128: Tile(64, 64, 4, 3),
+            128: Tile(64, 64, 4, 3, 168),
             256: Tile(64, 128, 8, 3),
-            512: Tile(64, 64, 8, 2),
+            512: Tile(64, 32, 8, 2),
         },
     },
-    # Two parts of each operand: twice the shared memory.
-    "split": {
+    # Two parts of each operand take twice the shared memory.
+    "split forward": {
         8: {64: Tile(32, 32, 4, 2), 256: Tile(32, 32, 8, 2), 512: Tile(16, 16, 4, 1)},
-        9: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 64, 8, 2), 512: Tile(32, 32, 8, 2)},
+        9: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 4, 2), 512: Tile(16, 32, 8, 2)},
     },
-    "exact": {8: {128: Tile(32, 32, 4, 2), 512: Tile(16, 16, 4, 2)}},
+    "split backward": {
+        8: {64: Tile(32, 32, 4, 2), 256: Tile(32, 32, 8, 2), 512: Tile(16, 16, 4, 1)},
+        9: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 8, 2), 512: Tile(32, 16, 8, 2)},
+    },
+    # No matrix units.
+    "exact forward": {8: {128: Tile(32, 32, 8, 2), 512: Tile(16, 16, 8, 2)}},
+    "exact backward": {8: {128: Tile(32, 32, 8, 2), 512: Tile(16, 16, 8, 2)}},
 }
+
+TARGETS = 32
+"""Positions of one turn in which a tile of items adds what is of its targets: few registers, and enough for most."""
 
 PROGRAMS = 4800
 """Of the forward pass at least, if stretches of the catalog can make so many: a dozen for each place on the largest
@@ -63,7 +73,7 @@ ROOM = 2**22
 """Numbers (16 MB) that partial results may always take; of the forward pass V D more, which the gradient of the items
 takes after them."""
 
-MOST_STRETCHES = 64
+MOST_STRETCHES = 128
 
 SPLIT_SCALE = 64
 """What split operands are multiplied with: numbers from 1e-3 to 1,000 keep about 21 bits."""
@@ -84,14 +94,14 @@ class Plan:
     """Of items in a stretch."""
     row_stretches: int
     """Of the positions, in the backward pass."""
-    rows: int
-    """Positions in one."""
+    blocks: int
+    """Of positions in one."""
 
 
 def plan(N: int, V: int, D: int, dtype: torch.dtype, split: bool, gradients: bool, device: torch.device) -> Plan:
-    kind = "split" if split else "exact" if dtype == torch.float32 else None
-    forward = pick(TILES[kind or ("forward" if gradients else "value")], D, device)
-    backward = pick(TILES[kind or "backward"], D, device)
+    kind = "split " if split else "exact " if dtype == torch.float32 else ""
+    forward = pick(TILES["value" if not kind and not gradients else f"{kind}forward"], D, device)
+    backward = pick(TILES[f"{kind}backward"], D, device)
     width = -(-D // 16) * 16
     n_padded = up(N, max(forward.rows, backward.rows, row_block(D)))
     n_tiles = -(-V // forward.columns)
@@ -112,7 +122,7 @@ def plan(N: int, V: int, D: int, dtype: torch.dtype, split: bool, gradients: boo
         -(-n_tiles // tiles),
         tiles,
         -(-n_blocks // blocks),
-        blocks * backward.rows,
+        blocks,
     )
 
 
@@ -148,7 +158,7 @@ def compute(
     del options["D"]
     kernels.forward[(p.n_padded // p.forward.rows, p.stretches)](
         *tables, lse_parts, mixed_parts, p.n_padded, V, p.tiles, **options, **exact,
-        ROWS=p.forward.rows, ITEMS=p.forward.columns, num_warps=p.forward.warps, num_stages=p.forward.stages,
+        ROWS=p.forward.rows, ITEMS=p.forward.columns, **p.forward.options(),
     )  # fmt: skip
     lse = torch.empty(p.n_padded, **new)
     to_hidden = torch.empty((N if gradients else 0, D), **new)
@@ -165,8 +175,7 @@ def compute(
     keys, order = torch.sort(keys, stable=True)
     to_items = torch.empty((p.row_stretches, V, D), **new)
     kernels.backward[(-(-V // p.backward.columns), p.row_stretches)](
-        *tables, lse, keys, order, weights, largest, to_items, N, p.n_padded, V, p.rows, N.bit_length(),
-        **shape, **exact, ROWS=p.backward.rows, ITEMS=p.backward.columns,
-        num_warps=p.backward.warps, num_stages=p.backward.stages,
+        *tables, lse, keys, order, weights, largest, to_items, N, p.n_padded, V, p.blocks, N.bit_length(),
+        **shape, **exact, ROWS=p.backward.rows, ITEMS=p.backward.columns, TARGETS=TARGETS, **p.backward.options(),
     )  # fmt: skip
     return value, to_hidden, to_items[0] if p.row_stretches == 1 else to_items.sum(0), lse
