@@ -106,22 +106,30 @@ def prepare(
 
 
 @triton.jit
+def _add(total, lost, more):
+    """(total + more, what rounding has lost): one probable item beside a million below the spacing at 1."""
+    more -= lost
+    larger = total + more
+    return larger, (larger - total) - more
+
+
+@triton.jit
 def _absorb(
-    x, x_rest, w, w_rest, n_left, top, mass, mixed,
+    x, x_rest, w, w_rest, n_left, top, mass, lost, mixed,
     ITEMS: tl.constexpr, FACTOR: tl.constexpr, MASK: tl.constexpr, MIX: tl.constexpr,
     SPLIT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of items more in the online softmax (base 2): (top, mass, mixed), the last two times 2^SHIFT."""
+    """One tile of items more in the online softmax (base 2): (top, mass, lost, mixed), all but top times 2^SHIFT."""
     s = _scores(x, x_rest, w, w_rest, SPLIT, EXACT)
     if MASK:
         s = tl.where(tl.arange(0, ITEMS)[None, :] < n_left, s, float("-inf"))
     higher = tl.maximum(top, tl.max(s, 1) * FACTOR)
     faded = tl.exp2(top - higher)
     p = tl.exp2(s * FACTOR - (higher - SHIFT)[:, None])
-    mass = mass * faded + tl.sum(p, 1)
+    mass, lost = _add(mass * faded, lost * faded, tl.sum(p, 1))
     if MIX:
         mixed = _mix(p, w, w_rest, mixed * faded[:, None], SPLIT, EXACT)
-    return higher, mass, mixed
+    return higher, mass, lost, mixed
 
 
 @triton.jit(do_not_specialize=["n_padded", "n_items", "tiles_per_split"])
@@ -147,14 +155,15 @@ def forward(
     items_rest += first.to(tl.int64) * (ITEMS * WIDTH)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
+    lost = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for _ in range(first, whole):
         w = _rows(items, ITEMS, WIDTH, BLOCK_D)
         w_rest = w
         if SPLIT:
             w_rest = _rows(items_rest, ITEMS, WIDTH, BLOCK_D)
-        top, mass, mixed = _absorb(
-            x, x_rest, w, w_rest, ITEMS, top, mass, mixed, ITEMS, FACTOR, False, MIX, SPLIT, EXACT
+        top, mass, lost, mixed = _absorb(
+            x, x_rest, w, w_rest, ITEMS, top, mass, lost, mixed, ITEMS, FACTOR, False, MIX, SPLIT, EXACT
         )
         items += ITEMS * WIDTH
         items_rest += ITEMS * WIDTH
@@ -165,11 +174,11 @@ def forward(
         w_rest = w
         if SPLIT:
             w_rest = _rows(items_rest, ITEMS, WIDTH, BLOCK_D)
-        top, mass, mixed = _absorb(
-            x, x_rest, w, w_rest, n_left, top, mass, mixed, ITEMS, FACTOR, True, MIX, SPLIT, EXACT
+        top, mass, lost, mixed = _absorb(
+            x, x_rest, w, w_rest, n_left, top, mass, lost, mixed, ITEMS, FACTOR, True, MIX, SPLIT, EXACT
         )
     n = split.to(tl.int64) * n_padded + row + tl.arange(0, ROWS)
-    tl.store(lse_parts + n, top + tl.log2(mass) - SHIFT)
+    tl.store(lse_parts + n, top + tl.log2(mass / UNIT))
     if MIX:
         d = tl.arange(0, BLOCK_D)[None, :]
         tl.store(mixed_parts + n[:, None] * WIDTH + d, mixed / mass[:, None], mask=d < WIDTH)
@@ -196,12 +205,13 @@ def merge(
         top = tl.maximum(top, tl.load(part))
         part += n_padded
     mass = tl.zeros((ROWS,), tl.float32)
+    lost = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, BLOCK_D), tl.float32)
     part = lse_parts + n
     step = n_padded.to(tl.int64) * WIDTH
     for _ in range(n_splits):
         share = tl.exp2(tl.load(part) - top)
-        mass += share
+        mass, lost = _add(mass, lost, share)
         part += n_padded
         if MIX:
             mixed += share[:, None] * tl.load(mixed_parts + place, mask=columns, other=0.0)
@@ -216,7 +226,8 @@ def merge(
     if SPLIT:
         x += tl.load(hidden_rest + place, mask=columns, other=0.0).to(tl.float32)
         w += tl.load(items_rest + target, mask=columns, other=0.0).to(tl.float32)
-    loss = lse2 * LN2 - tl.sum(x * w, 1) / (SCALE * SCALE)
+    # In base 2, as lse was made: rounded alike, what remains of a large logit less itself is small too.
+    loss = (lse2 - tl.sum(x * w, 1) * (LOG2E / (SCALE * SCALE))) * LN2
     # Both terms are of the same rounded operands, so what is below 0 is the rounding of this difference.
     loss = tl.where(loss < 0, 0.0, loss)
     loss = tl.where(known, loss, float("nan"))
