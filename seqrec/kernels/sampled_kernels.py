@@ -1,0 +1,322 @@
+"""The kernels of `seqrec.kernels.sampled`, whose docstring has the equations and the order in which they run."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from seqrec.kernels.draws import draw
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+GIVEN, UNIFORM, POPULAR = 0, 1, 2
+"""Where candidates come from."""
+NONE, COUNT, LOG_Q = 0, 1, 2
+"""Corrections."""
+SPAN = 1024
+"""Pairs of one item that one program adds up before others help it."""
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x), x > -1, without the cancellation near 0."""
+    series = x * (1.0 - x * (0.5 - x * (0.33333334 - x * 0.25)))
+    return tl.where(tl.abs(x) < 0.015625, series, tl.log(1.0 + x))
+
+
+@triton.jit
+def _no(s, eps, PLUS: tl.constexpr):
+    """The binary loss of a score whose answer is no, and its derivative."""
+    t = tl.exp(-tl.abs(s))
+    r = 1.0 / (1.0 + t)
+    yes = tl.where(s >= 0, r, t * r)
+    loss = tl.maximum(s, 0.0) + _log1p(t)
+    if PLUS:
+        no = tl.where(s >= 0, t * r, r)
+        loss = tl.where(no > 1e-3, loss - _log1p(eps / tl.maximum(no, 1e-3)), -tl.log(no + eps))
+        yes = yes * no / (no + eps)
+    return loss, yes
+
+
+@triton.jit
+def _candidates(
+    ids, key, alias, row, y, first, n_candidates, n_items,
+    BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK,) items in [0, V); which of them count; which ids lie outside."""
+    k = first + tl.arange(0, BLOCK)
+    counts = k < n_candidates
+    wrong = k < 0
+    if SOURCE == 0:
+        item = tl.load(ids + row * n_candidates + k, mask=counts, other=0).to(tl.int64)
+        wrong = (item < 0) | (item >= n_items)
+        item = tl.where(wrong, 0, item)
+        counts = counts & (wrong == 0)
+    else:
+        item = draw(key, row, first, n_items, alias, BLOCK, SOURCE == 2, ROUNDS).to(tl.int64)
+    if SOFTMAX:
+        counts = counts & (item != y)
+    return item, counts, wrong
+
+
+@triton.jit
+def _rows_of(table, row, mask, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(R, BLOCK_D) float32, 0 where masked. No mask over columns where there are none to mask: loads stay wide."""
+    place = table + row[:, None] * D + d[None, :]
+    if BLOCK_D == D:
+        rows = tl.load(place, mask=mask[:, None], other=0.0)
+    else:
+        rows = tl.load(place, mask=mask[:, None] & (d < D)[None, :], other=0.0)
+    return rows.to(tl.float32)
+
+
+@triton.jit
+def _pull(s, row_term, item_term, eps, SOFTMAX: tl.constexpr, PLUS: tl.constexpr):
+    """The loss's derivative by a candidate's score."""
+    if SOFTMAX:
+        return tl.exp2(s * LOG2_E - item_term - row_term)
+    _, slope = _no(s, eps, PLUS)
+    return slope * row_term
+
+
+@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
+def rows_forward(
+    hidden, items, targets, weights, ids, seed, alias, log_q, item_counts, losses, to_hidden, row_terms, at_target,
+    first_row, n_candidates, n_items, share, log_mass, beta, scale, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr,
+    WEIGHTS: tl.constexpr, GRADIENTS: tl.constexpr, COUNTING: tl.constexpr,
+):  # fmt: skip
+    """One position: its loss, its state's gradient, and what the items' gradient needs to know of it."""
+    row = first_row + tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    weight = tl.load(weights + row).to(tl.float32) if WEIGHTS else share
+    if weight == 0.0:
+        tl.store(losses + row, 0.0)
+        if GRADIENTS:
+            tl.store(to_hidden + row * D + d, tl.zeros((BLOCK_D,), tl.float32), mask=inside)
+            tl.store(row_terms + row, float("inf") if SOFTMAX else 0.0)
+            tl.store(at_target + row, 0.0)
+        return
+    y = tl.load(targets + row).to(tl.int64)
+    lost = (y < 0) | (y >= n_items)
+    y_safe = tl.where(lost, 0, y)
+    key = tl.load(seed)
+    x = tl.load(hidden + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    w_y = tl.load(items + y_safe * D + d, mask=inside, other=0.0).to(tl.float32)
+    s_y = tl.sum(x * w_y, 0)
+
+    # Every lane of the block has a softmax of its own: nothing is reduced across lanes inside the loop.
+    highest = tl.full((BLOCK,), -1e30, tl.float32)
+    mass = tl.zeros((BLOCK,), tl.float32)
+    check = tl.zeros((BLOCK,), tl.float32)
+    kept = tl.zeros((BLOCK,), tl.int32)
+    outside = tl.zeros((BLOCK,), tl.int32)
+    mixed = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    for first in tl.range(0, n_candidates, BLOCK, num_stages=STAGES):
+        item, counts, wrong = _candidates(
+            ids, key, alias, row, y, first, n_candidates, n_items, BLOCK, SOFTMAX, SOURCE, ROUNDS
+        )
+        w = _rows_of(items, item, counts, d, D, BLOCK_D)
+        s = tl.sum(w * x[None, :], 1)
+        check += s * 0.0
+        outside += wrong.to(tl.int32)
+        if COUNTING:
+            tl.atomic_add(item_counts + item, 1, mask=counts, sem="relaxed")
+        if SOFTMAX:
+            s = s * LOG2_E
+            if CORRECTION == 2:
+                s -= tl.load(log_q + item, mask=counts, other=0.0) * LOG2_E
+            s = tl.where(counts, s, float("-inf"))
+            kept += counts.to(tl.int32)
+            higher = tl.maximum(highest, s)
+            faded = tl.exp2(highest - higher)
+            p = tl.exp2(s - higher)
+            highest = higher
+            mass = mass * faded + p
+            if GRADIENTS:
+                mixed = mixed * faded[:, None] + p[:, None] * w
+        else:
+            loss, slope = _no(s, eps, PLUS)
+            mass += tl.where(counts, loss, 0.0)
+            if GRADIENTS:
+                # Rows that do not count are zeros.
+                mixed += slope[:, None] * w
+
+    if SOFTMAX:
+        top = tl.max(highest, 0)
+        faded = tl.exp2(highest - top)
+        n_kept = tl.sum(kept, 0)
+        some = n_kept > 0
+        total = tl.where(some, tl.sum(mass * faded, 0), 1.0)
+        correction = 0.0
+        if CORRECTION == 2:
+            log_mass = _log1p(-tl.exp(tl.load(log_q + y_safe))) * LOG2_E
+        if CORRECTION != 0:
+            correction = log_mass - tl.log2(tl.maximum(n_kept, 1).to(tl.float32))
+        negative = tl.where(some, top + tl.log2(total) + correction, float("-inf"))
+        positive = s_y * LOG2_E
+        gap = negative - positive
+        e = tl.exp2(-tl.abs(gap))
+        soft = _log1p(e)
+        loss_i = tl.maximum(gap, 0.0) * LN_2 + soft
+        away = tl.where(gap >= 0, 1.0, e) / (1.0 + e) * weight
+        term = tl.maximum(negative, positive) + soft * LOG2_E - correction - tl.log2(weight)
+        pull_y = -away
+        pull_rest = away / total
+    else:
+        faded = tl.full((BLOCK,), 1.0, tl.float32)
+        loss_y, slope_y = _no(-s_y, eps, PLUS)
+        loss_i = (beta * loss_y + tl.sum(mass, 0)) * scale
+        term = weight * scale
+        pull_y = -beta * slope_y * term
+        pull_rest = term
+    # Infinite or undefined scores, a target or candidate outside the table: no number.
+    loss_i += tl.sum(check, 0) + s_y * 0.0
+    bad = lost | (tl.sum(outside, 0) > 0)
+    tl.store(losses + row, tl.where(bad, float("nan"), loss_i * weight))
+    if GRADIENTS:
+        to_x = tl.sum(mixed * faded[:, None], 0) * pull_rest + pull_y * w_y
+        tl.store(to_hidden + row * D + d, to_x, mask=inside)
+        tl.store(row_terms + row, term)
+        tl.store(at_target + row, pull_y)
+
+
+@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
+def fill_lists(
+    targets, weights, ids, seed, alias, ends, pairs, first_row, n_candidates, n_items,
+    BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr, WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """Enters a position, as its distance from first_row, into the list of each of its candidates; a list's end moves
+    to its begin."""
+    place = tl.program_id(0)
+    row = first_row + place.to(tl.int64)
+    if WEIGHTS:
+        if tl.load(weights + row).to(tl.float32) == 0.0:
+            return
+    y = tl.load(targets + row).to(tl.int64)
+    item, counts, _ = _candidates(
+        ids, tl.load(seed), alias, row, y, tl.program_id(1) * BLOCK, n_candidates, n_items,
+        BLOCK, SOFTMAX, SOURCE, ROUNDS,
+    )  # fmt: skip
+    at = tl.atomic_add(ends + item, -1, mask=counts, sem="relaxed") - 1
+    tl.store(pairs + at, (tl.zeros((BLOCK,), tl.int32) + place).to(tl.int16), mask=counts)
+
+
+@triton.jit
+def _sum_of_list(
+    hidden, row_terms, pairs, w, item_term, begin, end, first_row, eps, d,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, PLUS: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_D,): sum of pull x over a part of an item's list."""
+    summed = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    for first in range(begin, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        there = at < end
+        # Distances up to 65,535 in 16 bits without a sign.
+        row = first_row + (tl.load(pairs + at, mask=there, other=0).to(tl.int32) & 0xFFFF).to(tl.int64)
+        x = _rows_of(hidden, row, there, d, D, BLOCK_D)
+        row_term = tl.load(row_terms + row, mask=there, other=float("inf") if SOFTMAX else 0.0)
+        pull = _pull(tl.sum(x * w[None, :], 1), row_term, item_term, eps, SOFTMAX, PLUS)
+        summed += pull[:, None] * x
+    return tl.sum(summed, 0)
+
+
+@triton.jit(do_not_specialize=["first_row", "n_items"])
+def by_item(
+    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, SPAN: tl.constexpr,
+    SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """A few items, one after the other: the begin of each list, up to the second multiple of SPAN, into its row."""
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    first_item = tl.program_id(0).to(tl.int64) * ITEMS
+    for number in range(tl.minimum(n_items - first_item, ITEMS).to(tl.int32)):
+        item = first_item + number
+        begin = tl.load(begins + item)
+        n = tl.load(item_counts + item)
+        end = tl.minimum(begin + n, (begin // SPAN + 2) * SPAN)
+        place = item * D + d
+        w = tl.load(items + place, mask=inside, other=0.0).to(tl.float32)
+        item_term = 0.0
+        if CORRECTION == 2:
+            # Nobody draws an item of probability 0, but here it is looked at: its list is empty.
+            item_term = tl.load(log_q + item) * LOG2_E
+        summed = _sum_of_list(
+            hidden, row_terms, pairs, w, item_term, begin, end, first_row, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS
+        )
+        if FIRST:
+            tl.store(to_items + place, summed, mask=inside)
+        elif n > 0:
+            tl.store(to_items + place, tl.load(to_items + place, mask=inside, other=0.0) + summed, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_row", "n_items", "n_steps"])
+def long_lists(
+    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, n_steps, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
+    SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr,
+):  # fmt: skip
+    """What `by_item` leaves: one program a span of pairs, adding to the row of the item whose list covers its begin."""
+    at = tl.program_id(0) * SPAN
+    low = at * 0
+    high = low + n_items
+    for _ in range(n_steps):
+        # The last item whose list begins at or before `at` lies in [low, high).
+        middle = (low + high) // 2
+        before = tl.load(begins + middle) <= at
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    begin = tl.load(begins + low)
+    end = tl.minimum(begin + tl.load(item_counts + low), at + SPAN)
+    if (begin // SPAN + 2) * SPAN <= at:
+        if at < end:
+            d = tl.arange(0, BLOCK_D)
+            inside = d < D
+            place = low.to(tl.int64) * D + d
+            w = tl.load(items + place, mask=inside, other=0.0).to(tl.float32)
+            item_term = 0.0
+            if CORRECTION == 2:
+                item_term = tl.load(log_q + low) * LOG2_E
+            summed = _sum_of_list(
+                hidden, row_terms, pairs, w, item_term, at, end, first_row, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS
+            )
+            tl.atomic_add(to_items + place, summed, mask=inside, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
+def scatter_rows(
+    hidden, items, targets, weights, ids, seed, alias, log_q, row_terms, at_target, to_items,
+    first_row, n_candidates, n_items, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr,
+    WEIGHTS: tl.constexpr, CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """Adds one position to the rows of its target and, if CANDIDATES, of its candidates: atomic additions."""
+    row = first_row + tl.program_id(0).to(tl.int64)
+    if WEIGHTS:
+        if tl.load(weights + row).to(tl.float32) == 0.0:
+            return
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    y = tl.load(targets + row).to(tl.int64)
+    x = tl.load(hidden + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    if (y >= 0) & (y < n_items):
+        tl.atomic_add(to_items + y * D + d, tl.load(at_target + row) * x, mask=inside, sem="relaxed")
+    if CANDIDATES:
+        key = tl.load(seed)
+        row_term = tl.load(row_terms + row)
+        for first in tl.range(0, n_candidates, BLOCK, num_stages=STAGES):
+            item, counts, _ = _candidates(
+                ids, key, alias, row, y, first, n_candidates, n_items, BLOCK, SOFTMAX, SOURCE, ROUNDS
+            )
+            w = _rows_of(items, item, counts, d, D, BLOCK_D)
+            item_term = tl.zeros((BLOCK,), tl.float32)
+            if CORRECTION == 2:
+                item_term = tl.load(log_q + item, mask=counts, other=0.0) * LOG2_E
+            pull = _pull(tl.sum(w * x[None, :], 1), row_term, item_term, eps, SOFTMAX, PLUS)
+            place = to_items + item[:, None] * D + d[None, :]
+            mask = counts[:, None] if BLOCK_D == D else counts[:, None] & inside[None, :]
+            tl.atomic_add(place, pull[:, None] * x[None, :], mask=mask, sem="relaxed")
