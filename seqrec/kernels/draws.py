@@ -89,7 +89,8 @@ def alias_table(counts: Tensor | Sequence[int]) -> Tensor:
     """(V, 2) int32 on the CPU: for each column of V equally likely ones a threshold, the 32 bits of an unsigned number,
     and the item that takes the rest. Items are then drawn in proportion to their counts.
 
-    Exact integers: an item with count 0 has probability 0. Raises ValueError for negative counts or a sum of 0.
+    Exact integers: an item has probability 0 if and only if its count is 0. Raises ValueError for negative counts or a
+    sum of 0.
     """
     mass = counts.tolist() if isinstance(counts, Tensor) else [int(count) for count in counts]
     total, n_items = sum(mass), len(mass)
@@ -102,7 +103,7 @@ def alias_table(counts: Tensor | Sequence[int]) -> Tensor:
     rich = [item for item in range(n_items) if mass[item] > total]
     while poor:
         item, giver = poor.pop(), rich[-1]
-        thresholds[item], others[item] = (mass[item] << 32) // total, giver
+        thresholds[item], others[item] = max((mass[item] << 32) // total, min(mass[item], 1)), giver
         mass[giver] -= total - mass[item]
         if mass[giver] <= total:
             rich.pop()

@@ -13,8 +13,6 @@ GIVEN, UNIFORM, POPULAR = 0, 1, 2
 """Where candidates come from."""
 NONE, COUNT, LOG_Q = 0, 1, 2
 """Corrections."""
-SPAN = 1024
-"""Pairs of one item that one program adds up before others help it."""
 
 
 @triton.jit
@@ -192,9 +190,9 @@ def fill_lists(
     to its begin."""
     place = tl.program_id(0)
     row = first_row + place.to(tl.int64)
-    if WEIGHTS:
-        if tl.load(weights + row).to(tl.float32) == 0.0:
-            return
+    weight = tl.load(weights + row).to(tl.float32) if WEIGHTS else 1.0
+    if weight == 0.0:
+        return
     y = tl.load(targets + row).to(tl.int64)
     item, counts, _ = _candidates(
         ids, tl.load(seed), alias, row, y, tl.program_id(1) * BLOCK, n_candidates, n_items,
@@ -206,16 +204,16 @@ def fill_lists(
 
 @triton.jit
 def _sum_of_list(
-    hidden, row_terms, pairs, w, item_term, begin, end, first_row, eps, d,
+    hidden, row_terms, pairs, w, item_term, begin, end, eps, d,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, PLUS: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_D,): sum of pull x over a part of an item's list."""
+    """(BLOCK_D,): sum of pull x over a part of an item's list. hidden, row_terms: from the portion's first row on."""
     summed = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         there = at < end
-        # Distances up to 65,535 in 16 bits without a sign.
-        row = first_row + (tl.load(pairs + at, mask=there, other=0).to(tl.int32) & 0xFFFF).to(tl.int64)
+        # Distances up to 65,535 in 16 bits without a sign; times a width they fit into 32.
+        row = tl.load(pairs + at, mask=there, other=0).to(tl.int32) & 0xFFFF
         x = _rows_of(hidden, row, there, d, D, BLOCK_D)
         row_term = tl.load(row_terms + row, mask=there, other=float("inf") if SOFTMAX else 0.0)
         pull = _pull(tl.sum(x * w[None, :], 1), row_term, item_term, eps, SOFTMAX, PLUS)
@@ -223,44 +221,52 @@ def _sum_of_list(
     return tl.sum(summed, 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "n_items"])
+@triton.jit(do_not_specialize=["first_row", "n_items", "span_bits"])
 def by_item(
-    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, SPAN: tl.constexpr,
+    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, span_bits, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
     SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """A few items, one after the other: the begin of each list, up to the second multiple of SPAN, into its row."""
+    """A few items, one after the other: what of a list lies before the second multiple of 2^span_bits, to its row."""
     d = tl.arange(0, BLOCK_D)
     inside = d < D
+    hidden += first_row.to(tl.int64) * D
+    row_terms += first_row
     first_item = tl.program_id(0).to(tl.int64) * ITEMS
+    begin = tl.load(begins + first_item)
+    n = tl.load(item_counts + first_item)
     for number in range(tl.minimum(n_items - first_item, ITEMS).to(tl.int32)):
         item = first_item + number
-        begin = tl.load(begins + item)
-        n = tl.load(item_counts + item)
-        end = tl.minimum(begin + n, (begin // SPAN + 2) * SPAN)
+        # The next list's place is on its way while this one is summed.
+        following = tl.minimum(item + 1, n_items - 1)
+        next_begin = tl.load(begins + following)
+        next_n = tl.load(item_counts + following)
+        end = tl.minimum(begin + n, ((begin >> span_bits) + 2) << span_bits)
         place = item * D + d
         w = tl.load(items + place, mask=inside, other=0.0).to(tl.float32)
         item_term = 0.0
         if CORRECTION == 2:
-            # Nobody draws an item of probability 0, but here it is looked at: its list is empty.
+            # Of an item that nobody draws it may be -inf, but its list is empty.
             item_term = tl.load(log_q + item) * LOG2_E
         summed = _sum_of_list(
-            hidden, row_terms, pairs, w, item_term, begin, end, first_row, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS
+            hidden, row_terms, pairs, w, item_term, begin, end, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS
         )
         if FIRST:
             tl.store(to_items + place, summed, mask=inside)
         elif n > 0:
             tl.store(to_items + place, tl.load(to_items + place, mask=inside, other=0.0) + summed, mask=inside)
+        begin = next_begin
+        n = next_n
 
 
-@triton.jit(do_not_specialize=["first_row", "n_items", "n_steps"])
+@triton.jit(do_not_specialize=["first_row", "n_items", "span_bits", "n_steps"])
 def long_lists(
-    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, n_steps, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
+    hidden, items, log_q, row_terms, item_counts, begins, pairs, to_items, first_row, n_items, span_bits, eps, n_steps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
     SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr,
 ):  # fmt: skip
-    """What `by_item` leaves: one program a span of pairs, adding to the row of the item whose list covers its begin."""
-    at = tl.program_id(0) * SPAN
+    """What `by_item` leaves: 2^span_bits pairs a program, for the row of the item whose list covers its begin."""
+    at = tl.program_id(0) << span_bits
     low = at * 0
     high = low + n_items
     for _ in range(n_steps):
@@ -270,20 +276,19 @@ def long_lists(
         low = tl.where(before, middle, low)
         high = tl.where(before, high, middle)
     begin = tl.load(begins + low)
-    end = tl.minimum(begin + tl.load(item_counts + low), at + SPAN)
-    if (begin // SPAN + 2) * SPAN <= at:
-        if at < end:
-            d = tl.arange(0, BLOCK_D)
-            inside = d < D
-            place = low.to(tl.int64) * D + d
-            w = tl.load(items + place, mask=inside, other=0.0).to(tl.float32)
-            item_term = 0.0
-            if CORRECTION == 2:
-                item_term = tl.load(log_q + low) * LOG2_E
-            summed = _sum_of_list(
-                hidden, row_terms, pairs, w, item_term, at, end, first_row, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS
-            )
-            tl.atomic_add(to_items + place, summed, mask=inside, sem="relaxed")
+    end = tl.minimum(begin + tl.load(item_counts + low), at + (1 << span_bits))
+    if (((begin >> span_bits) + 2) << span_bits <= at) & (at < end):
+        hidden += first_row.to(tl.int64) * D
+        row_terms += first_row
+        d = tl.arange(0, BLOCK_D)
+        inside = d < D
+        place = low.to(tl.int64) * D + d
+        w = tl.load(items + place, mask=inside, other=0.0).to(tl.float32)
+        item_term = 0.0
+        if CORRECTION == 2:
+            item_term = tl.load(log_q + low) * LOG2_E
+        summed = _sum_of_list(hidden, row_terms, pairs, w, item_term, at, end, eps, d, D, BLOCK_D, BLOCK, SOFTMAX, PLUS)
+        tl.atomic_add(to_items + place, summed, mask=inside, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
@@ -296,9 +301,9 @@ def scatter_rows(
 ):  # fmt: skip
     """Adds one position to the rows of its target and, if CANDIDATES, of its candidates: atomic additions."""
     row = first_row + tl.program_id(0).to(tl.int64)
-    if WEIGHTS:
-        if tl.load(weights + row).to(tl.float32) == 0.0:
-            return
+    weight = tl.load(weights + row).to(tl.float32) if WEIGHTS else 1.0
+    if weight == 0.0:
+        return
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     y = tl.load(targets + row).to(tl.int64)
