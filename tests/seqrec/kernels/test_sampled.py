@@ -460,3 +460,28 @@ def test_one_compilation_for_all_sizes() -> None:
             )
         seen.append(compiled())
     assert seen[0] == seen[-1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["log_q", "bce"])
+def test_more_positions_than_a_list_can_hold(family: str) -> None:
+    n, v, d, k = 70_001, 500, 16, 3
+    name, options = options_of(family, "popular", n, v, k)
+    both(name, inputs(n, v, d), options, 1e-5, scatter="lists")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scatter", ["lists", "atomics"])
+def test_a_table_of_more_than_2_31_numbers(scatter: str) -> None:
+    v, tail, d = 36_000_001, 1000, 64
+    hidden, few, targets = inputs(64, tail, d)
+    items = torch.zeros((v, d), device=DEVICE)
+    items[-tail:] = few
+    ids = integers(tail, 64, 9, seed=4)
+    found = sampled.sampled_softmax(
+        hidden, items, targets + v - tail, ids=ids + v - tail, dtype=torch.float32, scatter=scatter
+    )
+    assert found[2] is not None
+    assert not found[2][:-tail].any()
+    wanted = twin.sampled_softmax(hidden.double(), few.double(), targets, ids=ids)
+    close((found[0], found[1], found[2][-tail:]), wanted)
