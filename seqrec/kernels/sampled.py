@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from seqrec.kernels import WIDEST
-from seqrec.kernels.sampled_kernels import COUNT, LOG_Q
 from seqrec.kernels.sampled_launch import CORRECTIONS, SCATTERS, Family, run
+from seqrec.kernels.sampled_rows import COUNT, LOG_Q
 
 
 @torch.library.custom_op("seqrec::sampled_softmax", mutates_args=())

@@ -11,19 +11,8 @@ from torch import Tensor
 
 from seqrec.kernels.draws import ROUNDS
 from seqrec.kernels.launch import pointer, power_of_2
-from seqrec.kernels.sampled_kernels import (
-    COUNT,
-    GIVEN,
-    LOG_Q,
-    NONE,
-    POPULAR,
-    UNIFORM,
-    by_item,
-    fill_lists,
-    long_lists,
-    rows_forward,
-    scatter_rows,
-)
+from seqrec.kernels.sampled_lists import by_item, fill_lists, long_lists
+from seqrec.kernels.sampled_rows import COUNT, GIVEN, LOG_Q, NONE, POPULAR, UNIFORM, rows_forward, scatter_rows
 from seqrec.kernels.tiles import Table, Tile, pick
 
 _ROWS = {

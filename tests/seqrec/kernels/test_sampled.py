@@ -1,4 +1,4 @@
-"""Sampled losses and their draws: kernels against the eager twin in float64. Without a GPU in Triton's interpreter."""
+"""Sampled losses: kernels against the eager twin in float64. Without a GPU in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.kernels import sampled, sampled_launch
-from seqrec.kernels.draws import ROUNDS, alias_table, draw, drawn
+from seqrec.kernels.draws import alias_table
 from seqrec.kernels.twins import sampled as twin
 from seqrec.losses.bce import BcePlus, Gbce
 from seqrec.losses.ce_minus import CeMinus
@@ -82,86 +80,6 @@ def both(name: str, given: tuple[Tensor, ...], options: dict[str, Any], bound: f
     hidden, items, *rest = given
     wanted = getattr(twin, name)(hidden.double(), items.double(), *rest, **options)
     close(found, wanted, bound)
-
-
-# ------------------------------------------------------------------------------------------------------------ draws
-
-
-@triton.jit(do_not_specialize=["n_items", "n_candidates"])
-def _draw_all(seed, out, alias, n_items, n_candidates, BLOCK: tl.constexpr, POPULAR: tl.constexpr, R: tl.constexpr):
-    row = tl.program_id(0)
-    for first in range(0, n_candidates, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        ids = draw(tl.load(seed), row, first, n_items, alias, BLOCK, POPULAR, R)
-        tl.store(out + row * n_candidates + k, ids, mask=k < n_candidates)
-
-
-@pytest.mark.parametrize("popular", [False, True])
-@pytest.mark.parametrize("key", [0, -1, 1234567890123456789])
-def test_kernel_and_twin_draw_the_same_bits(key: int, popular: bool) -> None:
-    for n_items in (1, 7, 1009) if popular else (1, 7, 1_000_003, 2**31 - 1):
-        alias = alias_table(integers(9, n_items) + 1).to(DEVICE) if popular else None
-        out = torch.zeros((5, 37), dtype=torch.int32, device=DEVICE)
-        table = out if alias is None else alias
-        _draw_all[(5,)](seeded(key), out, table, n_items, 37, BLOCK=16, POPULAR=popular, R=ROUNDS)
-        wanted = drawn(seeded(key), 5, 37, n_items, alias)
-        assert torch.equal(out.long(), wanted)
-        assert torch.equal(drawn(seeded(key), 2, 30, n_items, alias, first_row=3), wanted[3:, :30])
-
-
-def test_the_words_are_philox() -> None:
-    """The published answer for seven rounds, key and counter 0: its four words over 2^31 items, halved."""
-    words = (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)
-    assert drawn(seeded(0), 1, 4, 2**31 - 1).tolist() == [[word * (2**31 - 1) >> 32 for word in words]]
-
-
-def chi_square(ids: Tensor, share: Tensor) -> float:
-    """How many standard deviations the statistic lies above its mean."""
-    expected = share.double() * ids.numel()
-    seen = torch.bincount(ids.flatten(), minlength=len(share)).double()
-    held = expected > 0
-    assert seen[~held].sum() == 0, "an item of count 0 is never drawn"
-    statistic = ((seen - expected)[held].square() / expected[held]).sum()
-    freedom = int(held.sum()) - 1
-    return float((statistic - freedom) / (2 * freedom) ** 0.5)
-
-
-@pytest.mark.parametrize("key", [0, 1, -5])
-def test_draws_follow_their_distribution(key: int) -> None:
-    assert abs(chi_square(drawn(seeded(key), 2000, 100, 97), torch.full((97,), 1 / 97, device=DEVICE))) < 4
-    counts = integers(50, 97) * (integers(3, 97, seed=1) > 0)
-    ids = drawn(seeded(key), 2000, 100, 97, alias_table(counts).to(DEVICE))
-    assert abs(chi_square(ids, counts / counts.sum())) < 4
-
-
-@pytest.mark.parametrize("change", ["seed", "row", "k"])
-def test_neighbouring_draws_are_independent(change: str) -> None:
-    """Pairs of draws that differ by one in seed, row or k fill an 11 x 11 table evenly."""
-    ids = drawn(seeded(3), 600, 600, 11)
-    other = drawn(seeded(4), 600, 600, 11) if change == "seed" else ids.roll(1, dims=0 if change == "row" else 1)
-    pairs = ids * 11 + other
-    assert abs(chi_square(pairs, torch.full((121,), 1 / 121, device=DEVICE))) < 4
-
-
-@pytest.mark.parametrize("counts", [[5], [0, 3, 0], [1, 1, 1], [7, 0, 1, 2, 90], [10**12, 1, 0]])
-def test_alias_table_is_exact(counts: list[int]) -> None:
-    thresholds, others = (column.tolist() for column in alias_table(torch.tensor(counts)).long().unbind(1))
-    share, n = [0.0] * len(counts), len(counts)
-    for column, (threshold, other) in enumerate(zip(thresholds, others, strict=True)):
-        own = (threshold % 2**32) / 2**32
-        share[column] += own / n
-        share[other] += (1 - own) / n
-    assert share == pytest.approx([count / sum(counts) for count in counts], abs=2**-31)
-    assert [one == 0 for one in share] == [count == 0 for count in counts]
-
-
-@pytest.mark.parametrize("counts", [[0, 0], [3, -1], []])
-def test_alias_table_wants_counts(counts: list[int]) -> None:
-    with pytest.raises(ValueError, match="counts: got"):
-        alias_table(torch.tensor(counts, dtype=torch.int64))
-
-
-# ----------------------------------------------------------------------------------------------------------- losses
 
 
 def options_of(family: str, source: str, n: int = N, v: int = V, k: int = K) -> tuple[str, dict[str, Any]]:
@@ -376,112 +294,3 @@ def test_the_twin_is_the_project_s_binary() -> None:
     plus = BcePlus(NegativesRequest(K, "position"))
     wanted = plus.value_and_gradients(hidden, items, targets, Negatives(ids))
     close(wanted, twin.sampled_binary(*doubles, targets, ids=ids, mean=False, plus=True))
-
-
-# ------------------------------------------------------------------------------------------------------------- GPU
-
-
-def of_chunks(name: str, given: tuple[Tensor, ...], ids: Tensor, options: dict[str, Any]) -> sampled.Result:
-    """The twin in float64, a few positions at a time."""
-    hidden, items, targets = given[0].double(), given[1].double(), given[2]
-    value, to_hidden, to_items = torch.zeros((), device=DEVICE).double(), [], torch.zeros_like(items)
-    for rows in torch.arange(len(hidden), device=DEVICE).split(128):
-        weights = torch.full((len(rows),), 1 / len(hidden), device=DEVICE).double()
-        one = getattr(twin, name)(hidden[rows], items, targets[rows], weights, ids=ids[rows], **options)
-        value += one[0]
-        to_hidden.append(one[1])
-        to_items += one[2]
-    return value, torch.cat(to_hidden), to_items
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("scatter", ["lists", "atomics"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("dtype", "sd", "bounds"), [
-    (torch.float16, 0.4, (1e-6, 5e-4)),
-    (torch.float16, 12.0, (1e-6, 2e-3)),
-    (torch.bfloat16, 0.4, (2.5e-5, 4e-3)),
-    (torch.bfloat16, 12.0, (1e-4, 1.5e-2)),
-])  # fmt: skip
-def test_errors_at_real_sizes(
-    family: str, scatter: str, dtype: torch.dtype, sd: float, bounds: tuple[float, float]
-) -> None:
-    n, v, d, k = 2048, 20_001, 64, 511
-    name, options = options_of(family, "uniform", n, v, k)
-    scale = (sd / d**0.5) ** 0.5
-    given = normal(n, d) * scale, normal(v, d, seed=1) * scale, integers(v, n, seed=2)
-    found = getattr(sampled, name)(*given, **options, dtype=dtype, scatter=scatter)
-    fixed = {key: one for key, one in options.items() if key not in ("seed", "n_negatives", "popularity")}
-    wanted = of_chunks(name, given, drawn(seeded(), n, k, v), fixed)
-    close((found[0],) * 3, (wanted[0],) * 3, bounds[0])
-    close(found[1:] + found[1:2], wanted[1:] + wanted[1:2], bounds[1])
-
-
-@pytest.mark.gpu
-def test_a_captured_step_follows_its_inputs() -> None:
-    hidden, items, targets = inputs(500, 3001, 64)
-    seed = seeded()
-    for k in (3, 200):
-
-        def step(k: int = k) -> sampled.Result:
-            return sampled.sampled_softmax(
-                hidden, items, targets, seed=seed, n_negatives=k, correction="log_count", dtype=torch.float32
-            )
-
-        step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = step()
-        for number in range(3):
-            hidden.copy_(normal(500, 64, seed=number))
-            targets.copy_(integers(3001, 500, seed=number))
-            seed.fill_(number)
-            graph.replay()
-            close(result, tuple(one.double() for one in step() if one is not None), 1e-6)  # type: ignore[arg-type]
-
-
-@pytest.mark.gpu
-def test_one_compilation_for_all_sizes() -> None:
-    from seqrec.kernels import sampled_kernels
-
-    kernels = [
-        getattr(sampled_kernels, name)
-        for name in ("rows_forward", "fill_lists", "by_item", "long_lists", "scatter_rows")
-    ]
-
-    def compiled() -> int:
-        return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
-
-    seen = []
-    for n, v, k in ((64, 160, 16), (64, 161, 1), (1, 16, 33), (77, 1000, 100), (33, 4096, 511)):
-        for scatter in ("lists", "atomics"):
-            sampled.sampled_softmax(
-                *inputs(n, v, 64), seed=seeded(), n_negatives=k, dtype=torch.float32, scatter=scatter
-            )
-        seen.append(compiled())
-    assert seen[0] == seen[-1]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("family", ["log_q", "bce"])
-def test_more_positions_than_a_list_can_hold(family: str) -> None:
-    n, v, d, k = 70_001, 500, 16, 3
-    name, options = options_of(family, "popular", n, v, k)
-    both(name, inputs(n, v, d), options, 1e-5, scatter="lists")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("scatter", ["lists", "atomics"])
-def test_a_table_of_more_than_2_31_numbers(scatter: str) -> None:
-    v, tail, d = 36_000_001, 1000, 64
-    hidden, few, targets = inputs(64, tail, d)
-    items = torch.zeros((v, d), device=DEVICE)
-    items[-tail:] = few
-    ids = integers(tail, 64, 9, seed=4)
-    found = sampled.sampled_softmax(
-        hidden, items, targets + v - tail, ids=ids + v - tail, dtype=torch.float32, scatter=scatter
-    )
-    assert found[2] is not None
-    assert not found[2][:-tail].any()
-    wanted = twin.sampled_softmax(hidden.double(), few.double(), targets, ids=ids)
-    close((found[0], found[1], found[2][-tail:]), wanted)
