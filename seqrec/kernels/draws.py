@@ -26,26 +26,26 @@ ROUNDS = 7
 
 
 @triton.jit
-def _words(key, row, counter, stream: tl.constexpr, N_ROUNDS: tl.constexpr):
-    """(4 C,) uint32: the four words of each of C counters, in order."""
+def _words(key, row, counter, stream: tl.constexpr, BLOCK: tl.constexpr, N_ROUNDS: tl.constexpr):
+    """(BLOCK,) uint32: the four words of each of BLOCK / 4 counters, in order."""
     c0 = counter.to(tl.uint32)
     zeros = c0 * 0
     a, b, c, d = tl.philox(key, c0, zeros + row.to(tl.uint32), zeros + stream, zeros, N_ROUNDS)
     # join puts its arguments side by side in a new last dimension.
     four = tl.join(tl.join(a, c), tl.join(b, d))
-    return tl.reshape(four, (4 * counter.shape[0],))
+    return tl.reshape(four, (BLOCK,))
 
 
 @triton.jit
 def draw(key, row, first, n_items, alias, BLOCK: tl.constexpr, POPULAR: tl.constexpr, N_ROUNDS: tl.constexpr):
     """(BLOCK,) int32 item ids, draws first .. first + BLOCK - 1 of a row; first and BLOCK are multiples of 4."""
     counter = first // 4 + tl.arange(0, BLOCK // 4)
-    words = _words(key, row, counter, 0, N_ROUNDS)
+    words = _words(key, row, counter, 0, BLOCK, N_ROUNDS)
     column = tl.umulhi(words, tl.zeros((BLOCK,), tl.uint32) + n_items.to(tl.uint32)).to(tl.int32)
     if POPULAR:
         place = alias + column.to(tl.int64) * 2
         threshold = tl.load(place).to(tl.uint32, bitcast=True)
-        kept = _words(key, row, counter, 1, N_ROUNDS) < threshold
+        kept = _words(key, row, counter, 1, BLOCK, N_ROUNDS) < threshold
         column = tl.where(kept, column, tl.load(place + 1))
     return column
 

@@ -161,11 +161,11 @@ def sampled_binary(
 ) -> Result:
     """As `sampled_softmax`, of the binary losses: BCE as it stands, gBCE with its beta, BCE+ with plus and not mean.
 
-    Candidates that equal the target are not rejected. mean: over the 1 + K scores, else their sum. plus: eps > 0 is
-    added to every likelihood.
+    Candidates that equal the target are not rejected. mean: over the 1 + K scores, else their sum. plus: eps, at most
+    0.001, is added to every likelihood.
     """
     n = _check(hidden_ND, items_VD, targets_N, weights_N, ids, seed, n_negatives, popularity, dtype, scatter)
-    _law("eps", eps, not plus or eps > 0, "> 0")
+    _law("eps", eps, not plus or 0 < eps <= 1e-3, "in (0, 0.001]")
     value, to_hidden, to_items = _binary(
         hidden_ND.detach(), items_VD.detach(), targets_N, weights_N, ids, seed, popularity, n, beta, mean, plus, eps,
         dtype, gradients, scatter,

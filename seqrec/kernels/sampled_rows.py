@@ -17,22 +17,30 @@ NONE, COUNT, LOG_Q = 0, 1, 2
 
 @triton.jit
 def _log1p(x):
-    """log(1 + x), x > -1, without the cancellation near 0."""
-    series = x * (1.0 - x * (0.5 - x * (0.33333334 - x * 0.25)))
-    return tl.where(tl.abs(x) < 0.015625, series, tl.log(1.0 + x))
+    """log(1 + x) for x in [0, 1]: x times the interpolation of log(1 + x) / x at ten Chebyshev nodes, within 1.7e-7 of
+    the value however small. The hardware's logarithm has an absolute error only."""
+    p = 0.019542526453733444 - x * 0.0031760570127516985
+    p = 0.10543623566627502 - x * (0.056373611092567444 - x * p)
+    p = 0.1966327428817749 - x * (0.1526966691017151 - x * p)
+    p = 0.33329710364341736 - x * (0.24951615929603577 - x * p)
+    return x * (1.0 - x * (0.49999892711639404 - x * p))
 
 
 @triton.jit
 def _no(s, eps, PLUS: tl.constexpr):
-    """The binary loss of a score whose answer is no, and its derivative."""
-    t = tl.exp(-tl.abs(s))
+    """The binary loss of a score whose answer is no, and its derivative. eps at most 1e-3."""
+    t = tl.exp2(-tl.abs(s) * LOG2_E)
     r = 1.0 / (1.0 + t)
     yes = tl.where(s >= 0, r, t * r)
     loss = tl.maximum(s, 0.0) + _log1p(t)
     if PLUS:
         no = tl.where(s >= 0, t * r, r)
-        loss = tl.where(no > 1e-3, loss - _log1p(eps / tl.maximum(no, 1e-3)), -tl.log(no + eps))
-        yes = yes * no / (no + eps)
+        floored = no + eps
+        share = no / floored
+        # -log(no + eps): where no is small the sum has all its digits, else eps / no is small.
+        z = eps / tl.maximum(no, 0.0625)
+        loss = tl.where(no > 0.0625, loss - z * (1.0 - z * (0.5 - z * 0.33333334)), -tl.log2(floored) * LN_2)
+        yes = yes * share
     return loss, yes
 
 
@@ -150,7 +158,7 @@ def rows_forward(
         total = tl.where(some, tl.sum(mass * faded, 0), 1.0)
         correction = 0.0
         if CORRECTION == 2:
-            log_mass = _log1p(-tl.exp(tl.load(log_q + y_safe))) * LOG2_E
+            log_mass = tl.log2(1.0 - tl.exp2(tl.load(log_q + y_safe) * LOG2_E))
         if CORRECTION != 0:
             correction = log_mass - tl.log2(tl.maximum(n_kept, 1).to(tl.float32))
         negative = tl.where(some, top + tl.log2(total) + correction, float("-inf"))

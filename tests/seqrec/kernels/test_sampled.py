@@ -95,8 +95,9 @@ def options_of(family: str, source: str, n: int = N, v: int = V, k: int = K) -> 
     return name, {**options, "seed": seeded(), "n_negatives": k, "popularity": popularity}
 
 
-@pytest.mark.parametrize("scatter", ["lists", "atomics"])
-@pytest.mark.parametrize("source", ["given", "uniform", "popular"])
+@pytest.mark.parametrize(
+    ("source", "scatter"), [("given", "lists"), ("uniform", "lists"), ("uniform", "atomics"), ("popular", "atomics")]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_value_and_gradients(family: str, source: str, scatter: str) -> None:
     if family == "cce-" and source == "popular":
@@ -120,6 +121,8 @@ def test_portions_and_lists_that_several_programs_share(monkeypatch: pytest.Monk
     """Portions of at most 3 positions; lists longer than 2^3 pairs, one item in half of all."""
     monkeypatch.setattr(sampled_launch, "list_bytes", lambda *_: 3 * 2 * 41)
     monkeypatch.setattr(sampled_launch, "SPAN_BITS", 3)
+    name, options = options_of(family, "popular", k=41)
+    both(name, inputs(), options, scatter="lists")
     name, options = options_of(family, "given", k=41)
     ids = options["ids"]
     options["ids"] = torch.where(integers(2, N, 41, seed=6) == 0, 28, ids)
