@@ -36,11 +36,15 @@ def _sum_of_list(
 ):  # fmt: skip
     """(BLOCK_D,): sum of pull x over a part of an item's list. hidden, row_terms: from the portion's first row on."""
     summed = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    lane = tl.arange(0, BLOCK)
+    coming = tl.load(pairs + begin + lane, mask=begin + lane < end, other=0)
     for first in range(begin, end, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        there = at < end
+        there = first + lane < end
         # Distances up to 65,535 in 16 bits without a sign; times a width they fit into 32.
-        row = tl.load(pairs + at, mask=there, other=0).to(tl.int32) & 0xFFFF
+        row = coming.to(tl.int32) & 0xFFFF
+        # The next entries are on their way while these rows are read.
+        after = first + BLOCK + lane
+        coming = tl.load(pairs + after, mask=after < end, other=0)
         x = rows_of(hidden, row, there, d, D, BLOCK_D)
         row_term = tl.load(row_terms + row, mask=there, other=float("inf") if SOFTMAX else 0.0)
         pull = pull_of(tl.sum(x * w[None, :], 1), row_term, item_term, eps, SOFTMAX, PLUS)
