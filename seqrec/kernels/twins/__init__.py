@@ -1,1 +1,1 @@
-"""The eager twins of the loss kernels: the same arguments and results, plain PyTorch, slow and obvious."""
+"""The eager twins of the loss kernels, in plain PyTorch: one module for each of `seqrec.kernels`, same signatures."""
