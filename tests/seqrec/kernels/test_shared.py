@@ -1,4 +1,4 @@
-"""Losses with candidates shared by groups, against their eager twins in float64, and what sharing does to a gradient."""
+"""Losses with candidates shared by groups, against their twins in float64."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.kernels import shared, shared_plan
 from seqrec.kernels.twins import shared as twin
+from seqrec.losses import Loss
+from seqrec.losses.bce import BcePlus, Gbce
+from seqrec.losses.ce_minus import CeMinus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16]  # the interpreter cannot multiply bf16
+if DEVICE == "cuda":
+    DTYPES += [torch.bfloat16]
 
 # The interpreter takes the logarithm of 0, and the difference of infinities, as numpy does: with a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -61,16 +68,13 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def agree(name: str, dtype: torch.dtype = torch.float32, bound: float = 2e-6, **arguments: Any) -> None:
-    """Value and both gradients are the twin's, and the value alone is the same value."""
+    """Value and both gradients are the twin's."""
     found = getattr(shared, name)(**arguments, dtype=dtype)
     wanted = getattr(twin, name)(**doubled(arguments))
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         assert one.shape == other.shape
         assert relative(one, other) <= bound, f"{name}: {relative(one, other)}"
-    alone, *nothing = getattr(shared, name)(**arguments, dtype=dtype, gradients=False)
-    assert nothing == [None, None]
-    assert relative(alone, wanted[0]) <= bound
 
 
 def log_q_of(V: int) -> Tensor:
@@ -83,12 +87,13 @@ OFFSETS = [0, 5, 5, 70, 133, 150]  # one group is empty, one a whole tile and on
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("correction", ["none", "log_count", "log_q"])
 def test_softmax(ragged: bool, correction: str) -> None:
-    offsets = torch.tensor(OFFSETS, device=DEVICE) if ragged else None
+    options: dict[str, Any] = {"correction": correction, "offsets": torch.tensor(OFFSETS, device=DEVICE)}
+    if not ragged:
+        options["offsets"] = None
     # Few items: many candidates are their position's target.
-    for V, D, K in ((7, 16, 19), (301, 24, 70)):
-        arguments = problem(150, V, D, 5, K)
-        agree("shared_softmax", **arguments, offsets=offsets, correction=correction, log_q=log_q_of(V))
-    agree("shared_softmax", **arguments, weights_N=draws(3, 150) / 100, offsets=offsets, correction=correction)
+    agree("shared_softmax", **problem(150, 7, 16, 5, 19), **options, log_q=log_q_of(7))
+    arguments = problem(150, 301, 24, 5, 70) | {"weights_N": draws(3, 150) / 100}
+    agree("shared_softmax", **arguments, **options, log_q=log_q_of(301))
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -96,10 +101,20 @@ def test_softmax(ragged: bool, correction: str) -> None:
     "family", [{}, {"beta": 0.3}, {"plus": True, "mean": False}, {"mean": False}], ids=["bce", "gbce", "bce+", "sum"]
 )
 def test_binary(ragged: bool, family: dict[str, Any]) -> None:
-    offsets = torch.tensor(OFFSETS, device=DEVICE) if ragged else None
-    arguments = problem(150, 41, 24, 5, 70, scale=2)
-    agree("shared_binary", **arguments, offsets=offsets, **family)
-    agree("shared_binary", **arguments, weights_N=draws(3, 150) / 100, offsets=offsets, **family)
+    arguments: dict[str, Any] = problem(150, 41, 24, 5, 70, scale=2)
+    if ragged:
+        arguments |= {"offsets": torch.tensor(OFFSETS, device=DEVICE), "weights_N": draws(3, 150) / 100}
+    agree("shared_binary", **arguments, **family)
+
+
+@pytest.mark.parametrize("name", ["shared_softmax", "shared_binary"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_value_alone(name: str, dtype: torch.dtype) -> None:
+    arguments = problem(100, 41, 24, 5, 33)
+    run = getattr(shared, name)
+    value, *nothing = run(**arguments, dtype=dtype, gradients=False)
+    assert nothing == [None, None]
+    torch.testing.assert_close(value, run(**arguments, dtype=dtype)[0])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (1, 3, 40, 4, 1), (3, 17, 16, 8, 33), (200, 50, 16, 1, 40)])
@@ -245,7 +260,7 @@ def test_what_is_wrong_shows_in_the_value(name: str, gradients: bool) -> None:
 
 
 def test_offsets_of_nonsense_stay_inside() -> None:
-    """The interpreter fails where a kernel reads beyond a tensor."""
+    """No address far outside is formed: there even the interpreter would crash."""
     arguments = problem(70, 30, 16, 3, 20)
     for offsets in ([0, 50, 20, 70], [-9, 30, 60, 2**40], [70, 70, 0, 0], [65, 66, 67, 900]):
         shared.shared_softmax(**arguments, offsets=torch.tensor(offsets, device=DEVICE))
@@ -274,6 +289,31 @@ def test_registered() -> None:
             torch.ops.seqrec.shared_binary, (*four, None, a["ids"], offsets, 1.0, True, False, 1e-6, *rest),
             test_utils=("test_schema", "test_faketensor"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("grouping", ["interleaved", "ragged"])
+def test_twin_is_the_loss(grouping: str) -> None:
+    """The eager losses, which walk over tiles by another code, say the same of the same draws."""
+    a = doubled(problem(90, 41, 16, 4, 30))
+    offsets = torch.tensor([0, 5, 5, 60, 90], device=DEVICE)
+    group = torch.arange(90, device=DEVICE) % 4
+    if grouping == "ragged":
+        group = torch.repeat_interleave(torch.arange(4, device=DEVICE), offsets.diff())
+    given: dict[str, Any] = {"ids": a["ids"], "offsets": offsets if grouping == "ragged" else None}
+    three, log_q = (a["hidden_ND"], a["items_VD"], a["targets_N"]), log_q_of(41)
+    request = NegativesRequest(30, "group")
+    gbce = Gbce(41, 30, 0.5)
+    cases: list[tuple[Loss, tuple[Any, ...]]] = [
+        (CeMinus(request, 41, correction), twin.shared_softmax(*three, **given, correction=correction, log_q=log_q))
+        for correction in ("none", "log_count", "log_q")
+    ]
+    cases += [
+        (gbce, twin.shared_binary(*three, **given, beta=gbce.beta)),
+        (BcePlus(request), twin.shared_binary(*three, **given, plus=True, mean=False)),
+    ]
+    for loss, found in cases:
+        wanted = loss.value_and_gradients(*three, Negatives(a["ids"], group, log_q))
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(
