@@ -73,7 +73,7 @@ def cases(quick: bool = False) -> list[Case]:
     groups = [
         Case(
             "ce_minus_group", f"K={K} G={GROUP}", partial(_group, K), partial(_eager_group, K), MAIN,
-            (f"CCE- position K={K}",), ("S0", "S1"),
+            (f"CCE- position K={K}",), ("S0",),
         )
         for K in (few, many)
     ]  # fmt: skip
@@ -106,7 +106,7 @@ def _reces(quick: bool) -> list[Case]:
 def _sces(quick: bool) -> list[Case]:
     return [
         Case("sce", f"b_y={size}", partial(_sce, size), partial(_eager_sce, size), MAIN, (f"SCE b_y={size}",), eager)
-        for size, eager in ([(20, ())] if quick else [(256, ("S0", "S1")), (1024, ())])
+        for size, eager in ([(20, ())] if quick else [(256, ("S0",)), (1024, ())])
     ]
 
 
@@ -114,10 +114,9 @@ def _of_the_smallest(quick: bool) -> list[Case]:
     """Losses that are timed at one shape."""
     users = [
         Case(
-            "ce_minus_user", f"K={K}", partial(_user, K), partial(_eager_user, K), ("S0",), (f"CE- user K={K}",),
-            ("S0",),
+            "ce_minus_user", f"K={K}", partial(_user, K), partial(_eager_user, K), ("S0",), (f"CE- user K={K}",), eager,
         )
-        for K in ((8, 40) if quick else (256, 4096))
+        for K, eager in ((8 if quick else 256, ("S0",)), (40 if quick else 4096, ()))
     ]  # fmt: skip
     binaries = [
         Case(

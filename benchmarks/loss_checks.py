@@ -14,7 +14,7 @@ from benchmarks.loss_cases import beta_of, kernel, user_of_position
 from benchmarks.loss_clock import Result
 from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.losses.base import Loss
-from seqrec.losses.bce import Gbce
+from seqrec.losses.bce import BcePlus, Gbce
 from seqrec.losses.ce import Ce
 from seqrec.losses.ce_minus import CeMinus, Correction
 from seqrec.losses.rece import Rece
@@ -70,6 +70,7 @@ def checks(width: int, quick: bool) -> list[Check]:
             Check("ce_minus_user", f"{tag}", partial(_user, size, K)),
             Check("bce", f"{tag}", partial(_binary, size, K, "bce")),
             Check("gbce", f"{tag}", partial(_binary, size, K, "gbce")),
+            Check("bce", f"{tag} bce_plus", partial(_binary, size, K, "bce_plus")),
         ]
     if not quick:
         # The mean over all positions of CE- with the count's correction is the whole cross-entropy, but for a bias of
@@ -175,9 +176,14 @@ def _user(size: Size, K: int, device: torch.device, dtype: torch.dtype) -> Pair:
 def _binary(size: Size, K: int, loss: str, device: torch.device, dtype: torch.dtype) -> Pair:
     inputs = _normal(size, 0.4, device)
     ids, weights = _ids(size, size.N, K, inputs[2]), _weights(size.N, device)
-    beta = beta_of(loss, K, size.V)
-    found = kernel("sampled", "sampled_binary")(*inputs, weights, ids=ids, beta=beta, dtype=dtype)
-    twin = Gbce(size.V, K, 0.75 if loss == "gbce" else 0.0)
+    function = kernel("sampled", "sampled_binary")
+    twin: Loss
+    if loss == "bce_plus":
+        twin = BcePlus(NegativesRequest(K, "position"))
+        found = function(*inputs, weights, ids=ids, plus=True, mean=False, dtype=dtype)
+    else:
+        twin = Gbce(size.V, K, 0.75 if loss == "gbce" else 0.0)
+        found = function(*inputs, weights, ids=ids, beta=beta_of(loss, K, size.V), dtype=dtype)
     return _first_three(found), _double(twin, inputs, Negatives(ids), weights_N=weights.double())
 
 

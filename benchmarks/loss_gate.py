@@ -65,39 +65,46 @@ Group = tuple[str, int]
 """Module of `seqrec.kernels`, width of the states."""
 
 
-def check(pairs: Iterable[tuple[str, int]], device: torch.device, timeout_s: float) -> list[Finding]:
-    """All findings about these (loss, width); a process that does not answer in time is a red one."""
+def check(
+    pairs: Iterable[tuple[str, int]], device: torch.device, timeout_s: float, apart: bool | None = None
+) -> list[Finding]:
+    """All findings about these (loss, width). apart: in processes of their own; None: on a GPU. One that dies, or does
+    not answer in time, is red."""
     pairs = list(dict.fromkeys(pairs))
     losses = list(dict.fromkeys(loss for loss, _ in pairs))
     groups = list(dict.fromkeys((MODULES[loss], width) for loss, width in pairs))
-    if device.type != "cuda":
+    if not (device.type == "cuda" if apart is None else apart):
         return [finding for group in groups for finding in findings(group, losses, device)]
     context = multiprocessing.get_context("spawn")
     running = []
     for group in groups:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(sending, group, losses), daemon=True)
+        process = context.Process(target=_answer, args=(sending, group, losses, device.type), daemon=True)
         process.start()
         sending.close()
         running.append((group, process, receiving))
     until = time.monotonic() + timeout_s
     found: list[Finding] = []
     for (module, width), process, receiving in running:
+        name = f"width {width}"
         try:
-            answered = receiving.poll(max(0.0, until - time.monotonic()))
-            found += receiving.recv() if answered else [Finding(module, f"width {width}", error="no answer in time")]
+            if receiving.poll(max(0.0, until - time.monotonic())):
+                found += receiving.recv()
+                process.join(5)
+            else:
+                found.append(Finding(module, name, error="no answer in time"))
         except EOFError:
             process.join(5)
-            found.append(Finding(module, f"width {width}", error=f"its process died ({process.exitcode})"))
+            found.append(Finding(module, name, error=f"its process died ({process.exitcode})"))
         if process.is_alive():
-            process.join(5)
             process.kill()
+            process.join()
     return found
 
 
-def _answer(sending: Connection, group: Group, losses: list[str]) -> None:
+def _answer(sending: Connection, group: Group, losses: list[str], device: str) -> None:
     torch.set_num_threads(2)  # one of a dozen such processes
-    sending.send(findings(group, losses, torch.device("cuda")))
+    sending.send(findings(group, losses, torch.device(device)))
     sending.close()
 
 

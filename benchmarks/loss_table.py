@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -114,10 +115,9 @@ def _faster(figure: Mapping[str, str], reading: Reading) -> float | str:
 
 def _triton() -> str:
     try:
-        import triton
-    except ImportError:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
         return "none"
-    return str(triton.__version__)
 
 
 def missed(label: Label, row: Row, inputs: str) -> list[str]:
