@@ -11,7 +11,6 @@ gradients than the eager one, and is an error.
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -73,8 +72,8 @@ def read(make: Callable[[Problem], Step], problem: Problem, capture: bool) -> Re
     except torch.OutOfMemoryError:
         return Reading("oom")
     finally:
-        gc.collect()
-        meters.return_cache(problem.device)
+        if problem.device.type == "cuda":
+            meters.release(problem.device)
 
 
 def _read(step: Step, problem: Problem, capture: bool) -> Reading:
@@ -82,7 +81,6 @@ def _read(step: Step, problem: Problem, capture: bool) -> Reading:
     value = float(step()[0])  # compiles; allocates the workspaces of matrix products
     peak = None
     if device.type == "cuda":
-        gc.collect()
         _, growth = meters.grow(step, device)
         peak = growth.peak_bytes
     eager = _repeat(step, problem, 0)
