@@ -6,7 +6,12 @@ graph  the step captured once and replayed, with work queued before it so that n
 bytes  most bytes allocated while a step runs, beyond what was allocated before it: gradients included, inputs not
 
 Inputs change in place between any two timed calls. A captured step that goes on using the old ones gives other
-gradients than the eager one, and is an error.
+gradients than the eager one, and is an error. So is a pair of gradients that cannot belong together: of any loss of
+scores alone, s_ij = x_i . w_j,
+
+    sum_i x_i . dL/dx_i = sum_ij s_ij dL/ds_ij = sum_j w_j . dL/dw_j
+
+which costs nothing to ask at the sizes that are timed, where no float64 loss fits.
 """
 
 from __future__ import annotations
@@ -34,8 +39,16 @@ STALE = 0.7
 """Relative difference of two gradients of the states: rounding leaves it far below, other inputs make it sqrt(2)."""
 
 
+TOGETHER = 1e-4
+"""Of the product of norms that bounds either sum."""
+
+
 class StaleError(RuntimeError):
     """A captured step that does not see its inputs change."""
+
+
+class InconsistentError(RuntimeError):
+    """Gradients of states and items that no loss of scores has together."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,10 @@ def read(make: Callable[[Problem], Step], problem: Problem, capture: bool) -> Re
 
 def _read(step: Step, problem: Problem, capture: bool) -> Reading:
     device = problem.device
-    value = float(step()[0])  # compiles; allocates the workspaces of matrix products
+    first = step()  # compiles; allocates the workspaces of matrix products
+    value = float(first[0])
+    hold_together(first, problem)
+    del first
     peak = None
     if device.type == "cuda":
         _, growth = meters.grow(step, device)
@@ -86,6 +102,18 @@ def _read(step: Step, problem: Problem, capture: bool) -> Reading:
     eager = _repeat(step, problem, 0)
     graph = _repeat_captured(step, problem) if capture else None
     return Reading("ok", value, eager, graph, peak)
+
+
+def hold_together(result: Result, problem: Problem) -> None:
+    """Raises InconsistentError for gradients that break the law of the module's docstring."""
+    sums, bound = [], 0.0
+    for gradient, leaf in ((result[1], problem.hidden), (result[2], problem.items)):
+        if gradient is None:
+            return
+        sums.append(float(torch.linalg.vecdot(gradient, leaf).double().sum()))
+        bound += float(gradient.norm() * leaf.norm())
+    if not abs(sums[0] - sums[1]) <= TOGETHER * bound:
+        raise InconsistentError(f"x . dL/dx is {sums[0]:.6g}, w . dL/dw {sums[1]:.6g}; expected the same.")
 
 
 def _repeat_captured(step: Step, problem: Problem) -> Spread:

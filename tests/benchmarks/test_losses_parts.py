@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from benchmarks import __main__ as command, loss_cases, loss_checks, loss_clock, loss_gate, loss_table
+from benchmarks import __main__ as command, loss_cases, loss_checks, loss_clock, loss_gate, loss_table, losses
 from benchmarks.loss_cases import MODULES
 from benchmarks.loss_clock import Result, Step
 from benchmarks.loss_problems import INPUTS, QUICK, SHAPES, Problem, Shape, build
@@ -110,6 +110,32 @@ def test_ratios_and_goals_of_a_row() -> None:
     row = loss_table.row_of(label, slow, "peaked")
     assert row["reference"] == row["times_faster"] == "", "the reference was measured on random inputs"
     assert loss_table.missed(label, row, "peaked") == []
+
+
+def test_gradients_of_one_loss_belong_together() -> None:
+    for inputs in INPUTS:
+        problem = build(Shape("test", 300, 700, 32), inputs, CPU)
+        value, to_hidden, to_items = Ce().value_and_gradients(problem.hidden, problem.items, problem.targets)
+        loss_clock.hold_together((value, to_hidden, to_items), problem)
+        tail_lost = to_items.clone()
+        tail_lost[-200:] = 0
+        for wrong in ((value, to_hidden, tail_lost), (value, to_hidden * 1.1, to_items), (value, to_hidden, -to_items)):
+            with pytest.raises(loss_clock.InconsistentError):
+                loss_clock.hold_together(wrong, problem)
+
+
+def test_values_that_differ_are_told() -> None:
+    def row(who: str, value: object, **other: object) -> dict[str, object]:
+        same = {"loss": "ce", "setting": "", "shape": "S0", "inputs": "random"}
+        return {**same, "who": who, "value": value, **other}
+
+    table = [row("fused", 12.0)]
+    assert losses.apart(row("eager", 12.1), table) == ""
+    assert losses.apart(row("eager", 13.0), table) == "eager gives 13 where fused gives 12"
+    for other in ({"shape": "S1"}, {"setting": "K=1"}):
+        assert losses.apart(row("eager", 13.0, **other), table) == "", "something else"
+    assert losses.apart(row("eager", 13.0, inputs="peaked"), [row("fused", 12.0, inputs="peaked")]) == ""
+    assert losses.apart(row("eager", ""), table) == "", "did not fit"
 
 
 def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
