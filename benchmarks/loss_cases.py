@@ -158,7 +158,7 @@ def _group(K: int, problem: Problem, dtype: torch.dtype) -> Step:
 def _user(K: int, problem: Problem, dtype: torch.dtype) -> Step:
     function = kernel("shared", "shared_softmax")
     n_users = len(problem.offsets) - 1
-    fixed = {"offsets": problem.offsets, "largest_group": problem.longest, "correction": "none", "dtype": dtype}
+    fixed = {"offsets": problem.offsets, "correction": "none", "dtype": dtype}
     return lambda: _three(function(*_of(problem), ids=draw(problem, n_users, K, torch.int32), **fixed))
 
 

@@ -166,9 +166,7 @@ def _user(size: Size, K: int, device: torch.device, dtype: torch.dtype) -> Pair:
     lengths = torch.cat([lengths, size.N - lengths.sum()[None]])
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device)
     ids = _ids(size, len(lengths), K, inputs[2])
-    found = kernel("shared", "shared_softmax")(
-        *inputs, ids=ids, offsets=offsets, largest_group=int(lengths.max()), correction="none", dtype=dtype
-    )
+    found = kernel("shared", "shared_softmax")(*inputs, ids=ids, offsets=offsets, correction="none", dtype=dtype)
     negatives = Negatives(ids, user_of_position(offsets, size.N))
     return _first_three(found), _double(_softmax(size, K, "none", None), inputs, negatives)
 
