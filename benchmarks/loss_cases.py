@@ -69,7 +69,7 @@ def cases(quick: bool = False) -> list[Case]:
         "ce", "", _ce, partial(_of_class, lambda p: Ce()), (*MAIN, "S4"), ("apple exact", "apple filtered"),
         ("S0", "S1"), ("S1",),
     )  # fmt: skip
-    few, many = (7, 33) if quick else (511, 4095)
+    few, many = (5, 20) if quick else (511, 4095)
     groups = [
         Case(
             "ce_minus_group", f"K={K} G={GROUP}", partial(_group, K), partial(_eager_group, K), MAIN,

@@ -28,11 +28,12 @@ Pair = tuple[Result, tuple[Tensor, Tensor | None, Tensor | None]]
 class Check:
     loss: str
     name: str
+    rows: int
     run: Callable[[torch.device, torch.dtype], Pair]
     sd: float = 0.4
     """Class of the logits' spread, which decides what is allowed."""
-    value_bound: float | None = None
-    """Allowed for the value, where it is more than its class allows."""
+    value_bound: float = 0.0
+    """Allowed for the value, where it is more than rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,31 @@ def checks(width: int, quick: bool) -> list[Check]:
         tag = f"D={size.D}"
         K = 9 if quick else 64
         found += [
-            Check("ce", f"{tag}", partial(_ce, size, 0.4, False)),
-            Check("ce", f"{tag} peaked", partial(_ce, size, 12.0, False), 12.0),
-            Check("ce", f"{tag} weights", partial(_ce, size, 0.4, True)),
-            Check("rece", f"{tag} rounds=1", partial(_rece, size, 1, 1)),
-            Check("rece", f"{tag} rounds=3", partial(_rece, size, 3, 1)),
-            Check("sce", tag, partial(_sce, size), value_bound=1e-4),
+            Check("ce", f"{tag}", size.N, partial(_ce, size, 0.4, False)),
+            Check("ce", f"{tag} peaked", size.N, partial(_ce, size, 12.0, False), 12.0),
+            Check("ce", f"{tag} weights", size.N, partial(_ce, size, 0.4, True)),
+            Check("rece", f"{tag} rounds=1", size.N, partial(_rece, size, 1, 1)),
+            Check("rece", f"{tag} rounds=3", size.N, partial(_rece, size, 3, 1)),
+            Check("sce", tag, size.N, partial(_sce, size), value_bound=1e-4),
         ]
         for correction in ("none", "log_count", "log_q"):
             found += [
-                Check("cce_minus", f"{tag} {correction}", partial(_position, size, K, correction, 0.4)),
-                Check("ce_minus_group", f"{tag} {correction}", partial(_group, size, K, correction, 0.4)),
+                Check("cce_minus", f"{tag} {correction}", size.N, partial(_position, size, K, correction, 0.4)),
+                Check("ce_minus_group", f"{tag} {correction}", size.N, partial(_group, size, K, correction, 0.4)),
             ]
         found += [
-            Check("cce_minus", f"{tag} K=1", partial(_position, size, 1, "log_count", 0.4)),
-            Check("cce_minus", f"{tag} peaked", partial(_position, size, K, "log_count", 12.0), 12.0),
-            Check("ce_minus_group", f"{tag} peaked", partial(_group, size, K, "log_count", 12.0), 12.0),
-            Check("ce_minus_user", f"{tag}", partial(_user, size, K)),
-            Check("bce", f"{tag}", partial(_binary, size, K, "bce")),
-            Check("gbce", f"{tag}", partial(_binary, size, K, "gbce")),
-            Check("bce", f"{tag} bce_plus", partial(_binary, size, K, "bce_plus")),
+            Check("cce_minus", f"{tag} K=1", size.N, partial(_position, size, 1, "log_count", 0.4)),
+            Check("cce_minus", f"{tag} peaked", size.N, partial(_position, size, K, "log_count", 12.0), 12.0),
+            Check("ce_minus_group", f"{tag} peaked", size.N, partial(_group, size, K, "log_count", 12.0), 12.0),
+            Check("ce_minus_user", f"{tag}", size.N, partial(_user, size, K)),
+            Check("bce", f"{tag}", size.N, partial(_binary, size, K, "bce")),
+            Check("gbce", f"{tag}", size.N, partial(_binary, size, K, "gbce")),
+            Check("bce", f"{tag} bce_plus", size.N, partial(_binary, size, K, "bce_plus")),
         ]
     if not quick:
         # The mean over all positions of CE- with the count's correction is the whole cross-entropy, but for a bias of
         # 2e-4 nats and a noise of 4e-4: 3e-4 of the value is some five deviations.
-        found.append(Check("cce_minus", "drawn in the kernel", partial(_drawn, main), value_bound=3e-4))
+        found.append(Check("cce_minus", "drawn in the kernel", main.N, partial(_drawn, main), value_bound=3e-4))
     return found
 
 
@@ -192,8 +193,9 @@ def _drawn(size: Size, device: torch.device, dtype: torch.dtype) -> Pair:
     for number in (1, 1, 2):
         seed = torch.full((1,), number, device=device)
         values.append(function(*inputs, seed=seed, n_negatives=511, correction="log_count", dtype=dtype)[0])
-    assert torch.equal(values[0], values[1]), "one seed, two values"
-    assert not torch.equal(values[0], values[2]), "two seeds, one value"
+    # The order of a sum may differ, the draws may not.
+    assert torch.isclose(values[0], values[1], rtol=2e-6, atol=0), "one seed, two values"
+    assert not torch.isclose(values[0], values[2], rtol=2e-6, atol=0), "two seeds, one value"
     return (values[0], None, None), (_double(Ce(), inputs)[0], None, None)
 
 

@@ -97,8 +97,7 @@ def _read(step: Step, problem: Problem, capture: bool) -> Reading:
     del first
     peak = None
     if device.type == "cuda":
-        _, growth = meters.grow(step, device)
-        peak = growth.peak_bytes
+        peak = meters.grow(step, device)[1].peak_bytes
     eager = _repeat(step, problem, 0)
     graph = _repeat_captured(step, problem) if capture else None
     return Reading("ok", value, eager, graph, peak)

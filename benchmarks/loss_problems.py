@@ -37,7 +37,7 @@ SHAPES = {
         Shape("S4", 25_600, 1_000_001, 128),
     )
 }
-QUICK = Shape("quick", 40, 300, 16)
+QUICK = Shape("quick", 24, 200, 16)
 
 
 @dataclass(eq=False)

@@ -23,10 +23,17 @@ def cross_entropy(problem: Problem) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(problem.hidden @ problem.items.T, problem.targets)
 
 
+# The interpreter computes with numpy, which warns of infinities that kernels mean.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("module", BUILT)
-def test_the_real_kernels_pass_the_gate(module: str) -> None:
+def test_the_real_kernels_are_called_as_they_want(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One check and one setting of each loss: the tests of the kernels themselves have the rest."""
+    one_check = {one.loss: one for one in loss_checks.checks(QUICK.width, quick=True)}
+    one_case = {case.loss: case for case in reversed(loss_cases.cases(quick=True))}
+    monkeypatch.setattr(loss_checks, "checks", lambda *_: list(one_check.values()))
+    monkeypatch.setattr(loss_cases, "cases", lambda *_: list(one_case.values()))
     found = loss_gate.findings((module, QUICK.width), list(MODULES), DEVICE)
-    assert found
+    assert len(found) >= 2 * list(MODULES.values()).count(module)
     assert not [finding.text for finding in found if finding.red or not finding.built]
 
 
