@@ -73,7 +73,7 @@ def cases(quick: bool = False) -> list[Case]:
     groups = [
         Case(
             "ce_minus_group", f"K={K} G={GROUP}", partial(_group, K), partial(_eager_group, K), MAIN,
-            (f"CCE- position K={K}",), ("S0",) if K == few else (),
+            (f"CCE- position K={K}",), ("S0",) if few == K else (),
         )
         for K in (few, many)
     ]  # fmt: skip
