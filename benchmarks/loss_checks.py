@@ -74,6 +74,7 @@ def checks(width: int, quick: bool) -> list[Check]:
             Check("bce", f"{tag} bce_plus", size.N, partial(_binary, size, K, "bce_plus")),
         ]
     if not quick:
+        found.append(Check("rece", f"D={width} rounds=8", main.N, partial(_rece, main, 8, 3)))
         # The mean over all positions of CE- with the count's correction is the whole cross-entropy, but for a bias of
         # 2e-4 nats and a noise of 4e-4: 3e-4 of the value is some five deviations.
         found.append(Check("cce_minus", "drawn in the kernel", main.N, partial(_drawn, main), value_bound=3e-4))
