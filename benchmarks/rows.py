@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ def append(name: str, row: Mapping[str, object], folder: Path = RESULTS) -> Path
     return path
 
 
+@cache
 def _commit() -> str:
     given = os.environ.get("SEQREC_COMMIT")
     if given:
