@@ -19,7 +19,7 @@ _ROWS = {
     32: Tile(rows=64, columns=512, warps=1, stages=1),
     64: Tile(rows=32, columns=512, warps=1, stages=1),
     128: Tile(rows=16, columns=512, warps=1, stages=1),
-    256: Tile(rows=32, columns=512, warps=4, stages=1),
+    256: Tile(rows=8, columns=512, warps=1, stages=1),
     512: Tile(rows=32, columns=512, warps=8, stages=1),
 }
 TILES: Table = {8: _ROWS, 9: _ROWS}

@@ -94,7 +94,8 @@ def test_a_popular_item_and_probabilities_near_1() -> None:
     low, table = hidden.half().double(), items.half().double()
     for targets in ((hidden @ items.T).argmax(1), torch.full((N,), 77, device=DEVICE)):
         found, wanted = cross_entropy(hidden, items, targets), twin.cross_entropy(low, table, targets)
-        assert error(found[0], wanted[0]) <= 1e-5
+        # The difference of two scores cannot be better than float32 holds the larger one.
+        assert abs(found[0].double() - wanted[0]) <= 2**-23 * (low @ table.T).abs().max()
         assert error(found[1], wanted[1]) <= 1e-3
         assert error(found[2], wanted[2]) <= 1e-3
 
