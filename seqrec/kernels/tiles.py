@@ -19,6 +19,13 @@ class Tile:
     columns: int
     warps: int
     stages: int
+    registers: int | None = None
+    """A ceiling for each thread, so that one program more fits on a multiprocessor. None: as many as it takes."""
+
+    def options(self) -> dict[str, int]:
+        """What a launch is told beside the shape."""
+        ceiling = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **ceiling}
 
 
 Table = Mapping[int, Mapping[int, Tile]]
