@@ -253,3 +253,66 @@ def test_registration() -> None:
         torch.library.opcheck(module._rece, (hidden, items, targets, weights, projections, *rest), test_utils=tests)
         given = (hidden, items, targets, None, tables.order, tables.chunk, *rest)
         torch.library.opcheck(module._rece_from_tables, given, test_utils=tests)
+
+
+# --------------------------------------------------------------------------------------------------------- on a GPU
+
+
+def scaled(N: int, V: int, D: int, rounds: int, n_buckets: int, sd: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of a standard deviation."""
+    hidden, items, targets, projections = case(N, V, D, rounds, n_buckets)
+    size = (sd / D**0.5) ** 0.5
+    return hidden * size, items * size, targets, projections
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "sd", "of_value", "of_gradients"),
+    [
+        (torch.float16, 0.4, 2e-6, 5e-4),
+        (torch.float16, 12.0, 2e-6, 2e-3),
+        (torch.bfloat16, 0.4, 1e-4, 4e-3),
+        (torch.bfloat16, 12.0, 1e-3, 1.5e-2),
+    ],
+)
+@pytest.mark.parametrize("rounds", [1, 2, 8, 12])
+def test_real_shapes(rounds: int, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float) -> None:
+    hidden, items, targets, projections = scaled(2048, 20_001, 64, rounds, 156, sd)
+    tables = hash_chunks(hidden, items, projections, 156, dtype=dtype)
+    found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype)
+    wanted = twin.rece_from_tables(hidden.double(), items.double(), targets, tables=tables, reach=2)
+    assert abs(float(found[0] / wanted[0]) - 1) <= of_value
+    close(found[1], wanted[1], of_gradients)
+    close(found[2], wanted[2], of_gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_buckets_of_real_shapes(dtype: torch.dtype) -> None:
+    """A vector in another bucket shifts the ranks behind it: chunks of almost all agree, none is far off."""
+    hidden, items, _, projections = scaled(2048, 100_001, 64, 2, 554, 0.4)
+    found = hash_chunks(hidden, items, projections, 554, dtype=dtype).chunk
+    wanted = twin.hash_chunks(hidden, items, projections, 554).chunk
+    share = float(((found - wanted).abs() <= 1).double().mean())
+    assert share >= (0.99 if dtype == torch.float16 else 0.95)
+
+
+@pytest.mark.gpu
+def test_captured_with_inputs_that_change() -> None:
+    hidden, items, targets, projections = scaled(700, 5_001, 64, 3, 40, 2.0)
+    count = torch.tensor(700, device=DEVICE)
+    given: dict[str, Any] = {"n_chunks": 40, "reach": 1, "count": count}
+    rece(hidden, items, targets, projections=projections, **given)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = rece(hidden, items, targets, projections=projections, **given)
+    for seed, real in ((5, 700), (6, 1), (7, 0), (8, 333)):
+        hidden.copy_(normal(700, 64, seed=seed) / 8)
+        projections.copy_(normal(3, 40, 64, seed=seed + 10))
+        targets.copy_(targets.roll(1))
+        count.fill_(real)
+        graph.replay()
+        for one, other in zip(captured, rece(hidden, items, targets, projections=projections, **given), strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
