@@ -40,13 +40,13 @@ from seqrec.kernels.launch import dtypes, pointer, power_of_2
 from seqrec.kernels.shared_kernels import COUNT, LOG_Q, NONE, backward, forward
 from seqrec.kernels.shared_plan import plan
 
-CORRECTIONS = {"none": NONE, "log_count": COUNT, "log_q": LOG_Q}
+CORRECTIONS = {"none": NONE.value, "log_count": COUNT.value, "log_q": LOG_Q.value}
 
 
 @dataclass(frozen=True)
 class _Family:
     softmax: bool
-    correction: int = NONE
+    correction: int = NONE.value
     plus: bool = False
     beta: float = 1.0
     scale: float = 1.0
@@ -97,7 +97,8 @@ def _run(
         hidden, items, targets, pointer(weights, hidden), largest, ids, pointer(offsets, ids), pointer(log_q, values),
         hidden_low, terms, keys, to_hidden, to_items, values,
         N, V, G, K, p.per_group, G.bit_length(), unit, math.log2(max(1, V - 1)), family.beta, family.scale, family.eps,
-        ROWS=p.forward.rows, ITEMS=p.forward.columns, GRADIENTS=gradients,
+        ROWS=p.forward.rows, ITEMS=p.forward.columns, COPIES=max(1, 32 * p.forward.warps // p.forward.columns),
+        GRADIENTS=gradients,
         num_warps=p.forward.warps, num_stages=p.forward.stages, **options,
     )  # fmt: skip
     if gradients:
@@ -126,8 +127,8 @@ def _softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Without log probabilities every item is as likely: the two corrections are then one.
     kind = CORRECTIONS[correction]
-    kind = COUNT if kind == LOG_Q and log_q is None else kind
-    log_q = log_q if kind == LOG_Q else None
+    kind = CORRECTIONS["log_count"] if log_q is None and kind == CORRECTIONS["log_q"] else kind
+    log_q = log_q if kind == CORRECTIONS["log_q"] else None
     family = _Family(softmax=True, correction=kind)
     return _run(hidden, items, targets, weights, ids, offsets, log_q, family, dtype, gradients)
 
