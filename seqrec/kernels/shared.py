@@ -102,7 +102,7 @@ def _run(
         num_warps=p.forward.warps, num_stages=p.forward.stages, **options,
     )  # fmt: skip
     if gradients:
-        backward[(triton.cdiv(K, p.backward.columns), p.stretches)](
+        backward[(triton.cdiv(K, p.backward.columns) * p.stretches,)](
             items, ids, pointer(offsets, ids), pointer(log_q, values), hidden_low, terms, keys, largest, to_items,
             N, V, G, K, p.length, p.stretches_per_group, p.per_group, G.bit_length(),
             family.scale * (unit if weights is None else 1.0), family.eps,
@@ -244,12 +244,14 @@ def _check(
 ) -> None:
     N, V = len(hidden), len(items)
     _law("hidden_ND", tuple(hidden.shape), hidden.ndim == 2 and 1 <= hidden.shape[1] <= WIDEST, f"(N, 1 to {WIDEST})")
+    _law("hidden_ND", tuple(hidden.shape), hidden.numel() < 2**31, "fewer than 2^31 numbers")
     _law("items_VD", tuple(items.shape), V > 0 and items.shape[1:] == hidden.shape[1:], "(V, D) with the states' D")
     _law("targets_N", tuple(targets.shape), targets.shape == (N,), f"({N},)")
     if weights is not None:
         _law("weights_N", tuple(weights.shape), weights.shape == (N,), f"({N},) or None")
     _law("dtype", dtype, dtype in dtypes, "float16 | bfloat16 | float32")
-    _law("ids", tuple(ids.shape), ids.ndim == 2 and ids.numel() > 0, "(G, K), G >= 1, K >= 1")
+    fits = ids.ndim == 2 and ids.numel() > 0 and ids.shape[1] < 2**24
+    _law("ids", tuple(ids.shape), fits, "(G, K), G >= 1, 1 <= K < 2^24")
     if offsets is not None:
         G = len(ids)
         _law("offsets", tuple(offsets.shape), offsets.shape == (G + 1,), f"({G + 1},) or None")

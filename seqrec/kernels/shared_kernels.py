@@ -129,9 +129,7 @@ def _unlikely(s, eps, PLUS: tl.constexpr):
     return cost, slope
 
 
-@triton.jit(
-    do_not_specialize=["n_rows", "n_items", "n_groups", "n_candidates", "per_group", "n_halvings"],
-)
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_groups", "n_candidates", "per_group", "n_halvings"])
 def forward(
     hidden, items, targets, weights, largest, ids, offsets, log_q, hidden_low, terms, keys, to_hidden, to_items, values,
     n_rows, n_items, n_groups, n_candidates, per_group, n_halvings, unit, log_items, beta, scale, eps,
@@ -142,9 +140,7 @@ def forward(
     """Of a stretch of positions: its share of the value, the states' gradient, the targets' part of the items'
     gradient. unit: the weight of all positions without WEIGHTS. log_items: log2(V - 1)."""
     number = tl.program_id(0)
-    group, first, base, step, count = _stretch(
-        number, ROWS, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED
-    )  # fmt: skip
+    group, first, base, step, count = _stretch(number, ROWS, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED)
     if first >= count:
         tl.store(values + number, 0.0)
         return
@@ -205,13 +201,13 @@ def forward(
     if PLUS:  # whose cost does not quite vanish with the likelihood, -log(1 + eps)
         mass += (tl.cdiv(n_candidates, ITEMS) * ITEMS - n_candidates) * _log1p(eps, 1.0 + eps)
 
-    # The target. Read again: kept through the loop, the rows would take the registers of the sums.
-    x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW).to(tl.float32)
+    # The target. Rows are read again, here and below: kept, they would take the registers of the sums.
+    x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW)
     key = _keys(targets, n, inside, n_items)
     known = key >= 0
     y = tl.where(known, key, 0).to(tl.int64)
-    w_y = _rows(items, y, d, D, BLOCK_D).to(LOW).to(tl.float32)
-    positive = tl.sum(x * w_y, 1)
+    w_y = _rows(items, y, d, D, BLOCK_D).to(LOW)
+    positive = tl.sum(x.to(tl.float32) * w_y.to(tl.float32), 1)
     g = tl.full((ROWS,), 1.0, tl.float32) * unit
     ratio = tl.full((ROWS,), 1.0, tl.float32)
     if WEIGHTS:
@@ -248,8 +244,9 @@ def forward(
     tl.store(values + number, tl.sum(tl.where(inside & (g != 0), g * loss, 0.0), 0))
     if GRADIENTS:
         tl.store(terms + place + within, term)
-        to_x = to_mixed[:, None] * mixed + to_target[:, None] * w_y
-        tl.store(to_hidden + at, to_x, mask=mask)
+        w_y = _rows(items, y, d, D, BLOCK_D).to(LOW).to(tl.float32)
+        tl.store(to_hidden + at, to_mixed[:, None] * mixed + to_target[:, None] * w_y, mask=mask)
+        x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW).to(tl.float32)
         counted = known & (ratio > 0)
         tl.atomic_add(
             to_items + y[:, None] * D + d[None, :], to_target[:, None] * x,
@@ -272,13 +269,13 @@ def backward(
     """Of a tile of a group's candidates, which stays, and `length` of its positions, which pass: sum_i e_ik x_i, added
     to the items' gradient. STRETCH: the positions of a program of `forward`. unit: what the sums are multiplied with,
     and with the largest weight if there are weights."""
-    group, first, base, _, count = _stretch(
-        tl.program_id(1), length, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED
-    )
+    n_tiles = tl.cdiv(n_candidates, ITEMS)
+    number = tl.program_id(0) // n_tiles
+    group, first, base, _, count = _stretch(number, length, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED)
     if first >= count:
         return
     d = tl.arange(0, BLOCK_D)
-    first_k = tl.program_id(0) * ITEMS
+    first_k = (tl.program_id(0) - number * n_tiles) * ITEMS
     there = first_k + tl.arange(0, ITEMS) < n_candidates
     found = _ids(ids + group.to(tl.int64) * n_candidates, first_k, n_candidates, ITEMS, 1)
     item, code, _ = _candidates(found, there, n_items)
