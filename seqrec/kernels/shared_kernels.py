@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from seqrec.kernels.shared_costs import LN2, LOG2E, log1p, unlikely, unlikely_sum
+
 NONE = tl.constexpr(0)
 COUNT = tl.constexpr(1)
 LOG_Q = tl.constexpr(2)
@@ -26,8 +28,6 @@ LOG_Q = tl.constexpr(2)
 SHIFT = tl.constexpr(14.0)
 UNIT = tl.constexpr(16384.0)
 """2^SHIFT."""
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 BELOW_ALL = tl.constexpr(-1e30)
 """A maximum before there is any: finite, so that the difference of two of them is."""
 NOBODY = tl.constexpr(-1)
@@ -106,29 +106,6 @@ def _rows(table, row, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
     return found
 
 
-@triton.jit
-def _log1p(u, one_more):
-    """log(1 + u), given 1 + u, which may have lost the digits of a small u."""
-    return tl.where(tl.abs(u) < 0.0009765625, u - 0.5 * u * u, tl.log2(one_more) * LN2)
-
-
-@triton.jit
-def _unlikely(s, eps, PLUS: tl.constexpr):
-    """What the score s of a negative costs, and the slope: softplus(s), or with PLUS -log(sigmoid(-s) + eps)."""
-    u = tl.exp2(-tl.abs(s) * LOG2E)
-    large = 1.0 / (1.0 + u)
-    small = u * large
-    yes = tl.where(s >= 0, large, small)
-    if PLUS:
-        no = tl.where(s >= 0, small, large)
-        cost = -_log1p(eps - yes, no + eps)
-        slope = yes * no / (no + eps)
-    else:
-        cost = tl.maximum(s, 0.0) + _log1p(u, 1.0 + u)
-        slope = yes
-    return cost, slope
-
-
 @triton.jit(do_not_specialize=["n_rows", "n_items", "n_groups", "n_candidates", "per_group", "n_halvings"])
 def forward(
     hidden, items, targets, weights, largest, ids, offsets, log_q, hidden_low, terms, keys, to_hidden, to_items, values,
@@ -193,13 +170,13 @@ def forward(
             if GRADIENTS:
                 mixed = mixed * faded[:, None]
         else:
-            cost, e = _unlikely(s, eps, PLUS)
-            mass += tl.sum(cost, 1)
+            cost, e = unlikely_sum(s, eps, ROWS, ITEMS, PLUS)
+            mass += cost
             e = e * UNIT
         if GRADIENTS:
             mixed = tl.dot(e.to(LOW), w, mixed, input_precision=PRECISION)
     if PLUS:  # whose cost does not quite vanish with the likelihood, -log(1 + eps)
-        mass += (tl.cdiv(n_candidates, ITEMS) * ITEMS - n_candidates) * _log1p(eps, 1.0 + eps)
+        mass += (tl.cdiv(n_candidates, ITEMS) * ITEMS - n_candidates) * log1p(eps, 1.0 + eps)
 
     # The target. Rows are read again, here and below: kept, they would take the registers of the sums.
     x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW)
@@ -226,12 +203,12 @@ def forward(
         # How much more likely all candidates together are than the target, log2.
         ahead = top + tl.log2(mass) - SHIFT + common - positive * LOG2E
         u = tl.exp2(-tl.abs(ahead))
-        loss = tl.maximum(ahead, 0.0) * LN2 + _log1p(u, 1.0 + u)
+        loss = tl.maximum(ahead, 0.0) * LN2 + log1p(u, 1.0 + u)
         to_target = -g * tl.where(ahead >= 0, 1.0, u) / (1.0 + u)
         to_mixed = tl.where(mass == 0, 0.0, -to_target / mass)
         term = (positive + loss) * LOG2E - common - tl.log2(ratio) - SHIFT
     else:
-        cost, slope = _unlikely(-positive, eps, PLUS)
+        cost, slope = unlikely(-positive, eps, PLUS)
         loss = scale * (beta * cost + mass)
         to_target = -g * (scale * beta * slope)
         to_mixed = g * (scale / UNIT)
@@ -303,7 +280,7 @@ def backward(
                 s += more[:, None]
             e = tl.where(code[:, None] == tl.load(keys + within)[None, :], 0.0, tl.exp2(s))
         else:
-            _, slope = _unlikely(s, eps, PLUS)
+            _, slope = unlikely(s, eps, PLUS)
             e = slope * term[None, :]
         total = tl.dot(e.to(LOW), x, total, input_precision=PRECISION)
         hidden_low += ROWS * BLOCK_D
