@@ -40,13 +40,13 @@ from seqrec.kernels.launch import dtypes, pointer, power_of_2
 from seqrec.kernels.shared_kernels import COUNT, LOG_Q, NONE, backward, forward
 from seqrec.kernels.shared_plan import plan
 
-CORRECTIONS = {"none": NONE, "log_count": COUNT, "log_q": LOG_Q}
+CORRECTIONS = {"none": NONE.value, "log_count": COUNT.value, "log_q": LOG_Q.value}
 
 
 @dataclass(frozen=True)
 class _Family:
     softmax: bool
-    correction: int = NONE
+    correction: int = NONE.value
     plus: bool = False
     beta: float = 1.0
     scale: float = 1.0
@@ -97,11 +97,12 @@ def _run(
         hidden, items, targets, pointer(weights, hidden), largest, ids, pointer(offsets, ids), pointer(log_q, values),
         hidden_low, terms, keys, to_hidden, to_items, values,
         N, V, G, K, p.per_group, G.bit_length(), unit, math.log2(max(1, V - 1)), family.beta, family.scale, family.eps,
-        ROWS=p.forward.rows, ITEMS=p.forward.columns, GRADIENTS=gradients,
+        ROWS=p.forward.rows, ITEMS=p.forward.columns, COPIES=max(1, 32 * p.forward.warps // p.forward.columns),
+        GRADIENTS=gradients,
         num_warps=p.forward.warps, num_stages=p.forward.stages, **options,
     )  # fmt: skip
     if gradients:
-        backward[(triton.cdiv(K, p.backward.columns), p.stretches)](
+        backward[(triton.cdiv(K, p.backward.columns) * p.stretches,)](
             items, ids, pointer(offsets, ids), pointer(log_q, values), hidden_low, terms, keys, largest, to_items,
             N, V, G, K, p.length, p.stretches_per_group, p.per_group, G.bit_length(),
             family.scale * (unit if weights is None else 1.0), family.eps,
@@ -126,8 +127,8 @@ def _softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Without log probabilities every item is as likely: the two corrections are then one.
     kind = CORRECTIONS[correction]
-    kind = COUNT if kind == LOG_Q and log_q is None else kind
-    log_q = log_q if kind == LOG_Q else None
+    kind = CORRECTIONS["log_count"] if log_q is None and kind == CORRECTIONS["log_q"] else kind
+    log_q = log_q if kind == CORRECTIONS["log_q"] else None
     family = _Family(softmax=True, correction=kind)
     return _run(hidden, items, targets, weights, ids, offsets, log_q, family, dtype, gradients)
 
@@ -243,12 +244,14 @@ def _check(
 ) -> None:
     N, V = len(hidden), len(items)
     _law("hidden_ND", tuple(hidden.shape), hidden.ndim == 2 and 1 <= hidden.shape[1] <= WIDEST, f"(N, 1 to {WIDEST})")
+    _law("hidden_ND", tuple(hidden.shape), hidden.numel() < 2**31, "fewer than 2^31 numbers")
     _law("items_VD", tuple(items.shape), V > 0 and items.shape[1:] == hidden.shape[1:], "(V, D) with the states' D")
     _law("targets_N", tuple(targets.shape), targets.shape == (N,), f"({N},)")
     if weights is not None:
         _law("weights_N", tuple(weights.shape), weights.shape == (N,), f"({N},) or None")
     _law("dtype", dtype, dtype in dtypes, "float16 | bfloat16 | float32")
-    _law("ids", tuple(ids.shape), ids.ndim == 2 and ids.numel() > 0, "(G, K), G >= 1, K >= 1")
+    fits = ids.ndim == 2 and ids.numel() > 0 and ids.shape[1] < 2**24
+    _law("ids", tuple(ids.shape), fits, "(G, K), G >= 1, 1 <= K < 2^24")
     if offsets is not None:
         G = len(ids)
         _law("offsets", tuple(offsets.shape), offsets.shape == (G + 1,), f"({G + 1},) or None")

@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from seqrec.kernels.shared_costs import LN2, LOG2E, log1p, unlikely, unlikely_sum
+
 NONE = tl.constexpr(0)
 COUNT = tl.constexpr(1)
 LOG_Q = tl.constexpr(2)
@@ -26,8 +28,6 @@ LOG_Q = tl.constexpr(2)
 SHIFT = tl.constexpr(14.0)
 UNIT = tl.constexpr(16384.0)
 """2^SHIFT."""
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 BELOW_ALL = tl.constexpr(-1e30)
 """A maximum before there is any: finite, so that the difference of two of them is."""
 NOBODY = tl.constexpr(-1)
@@ -71,14 +71,28 @@ def _stretch(number, length, offsets, n_rows, n_groups, per_group, n_halvings, R
 
 
 @triton.jit
-def _candidates(ids, k, n_candidates, n_items):
-    """(row of the table, always inside it; code to compare with keys; whether there is a k-th; whether it is an
-    item)."""
-    there = k < n_candidates
-    item = tl.load(ids + k, mask=there, other=0).to(tl.int64)
+def _ids(ids, first, n_candidates, ITEMS: tl.constexpr, COPIES: tl.constexpr):
+    """(ITEMS, COPIES) of a group's candidates, each so many times. With COPIES as many numbers as the program has
+    threads: of fewer, the compiler would load them once more, many times over, in the order of the scores' registers,
+    instead of passing them through shared memory."""
+    k = first + tl.arange(0, ITEMS)[:, None] + tl.zeros((1, COPIES), tl.int32)
+    return tl.load(ids + k, mask=k < n_candidates, other=0)
+
+
+@triton.jit
+def _candidates(found, there, n_items):
+    """(row of the table, always inside it; code to compare with keys; whether it is no item) of what `_ids` found."""
+    item = tl.max(found, 1)
     known = (item >= 0) & (item < n_items)
-    item = tl.where(known, item, 0)
-    return item, tl.where(there & known, item, NOTHING).to(tl.int32), there, known
+    code = tl.where(there & known, item, NOTHING).to(tl.int32)
+    return tl.where(known, item, 0).to(tl.int64), code, known == 0
+
+
+@triton.jit
+def _keys(targets, n, inside, n_items):
+    """The positions' targets; NOBODY for one that is no item."""
+    y = tl.load(targets + n, mask=inside, other=NOBODY)
+    return tl.where((y >= 0) & (y < n_items), y, NOBODY).to(tl.int32)
 
 
 @triton.jit
@@ -92,104 +106,85 @@ def _rows(table, row, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
     return found
 
 
-@triton.jit
-def _log1p(u, one_more):
-    """log(1 + u), given 1 + u, which may have lost the digits of a small u."""
-    return tl.where(tl.abs(u) < 0.0009765625, u - 0.5 * u * u, tl.log2(one_more) * LN2)
-
-
-@triton.jit
-def _unlikely(s, eps, PLUS: tl.constexpr):
-    """What the score s of a negative costs, and the slope: softplus(s), or with PLUS -log(sigmoid(-s) + eps)."""
-    u = tl.exp2(-tl.abs(s) * LOG2E)
-    large = 1.0 / (1.0 + u)
-    small = u * large
-    yes = tl.where(s >= 0, large, small)
-    if PLUS:
-        no = tl.where(s >= 0, small, large)
-        cost = -_log1p(eps - yes, no + eps)
-        slope = yes * no / (no + eps)
-    else:
-        cost = tl.maximum(s, 0.0) + _log1p(u, 1.0 + u)
-        slope = yes
-    return cost, slope
-
-
-@triton.jit(
-    do_not_specialize=["n_rows", "n_items", "n_groups", "n_candidates", "per_group", "n_halvings"],
-)
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_groups", "n_candidates", "per_group", "n_halvings"])
 def forward(
     hidden, items, targets, weights, largest, ids, offsets, log_q, hidden_low, terms, keys, to_hidden, to_items, values,
     n_rows, n_items, n_groups, n_candidates, per_group, n_halvings, unit, log_items, beta, scale, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, LOW: tl.constexpr,
-    PRECISION: tl.constexpr, RAGGED: tl.constexpr, WEIGHTS: tl.constexpr, GRADIENTS: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, COPIES: tl.constexpr,
+    LOW: tl.constexpr, PRECISION: tl.constexpr, RAGGED: tl.constexpr, WEIGHTS: tl.constexpr, GRADIENTS: tl.constexpr,
     SOFTMAX: tl.constexpr, CORRECTION: tl.constexpr, PLUS: tl.constexpr,
 ):  # fmt: skip
     """Of a stretch of positions: its share of the value, the states' gradient, the targets' part of the items'
     gradient. unit: the weight of all positions without WEIGHTS. log_items: log2(V - 1)."""
     number = tl.program_id(0)
-    group, first, base, step, count = _stretch(
-        number, ROWS, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED
-    )  # fmt: skip
+    group, first, base, step, count = _stretch(number, ROWS, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED)
     if first >= count:
         tl.store(values + number, 0.0)
         return
     within = tl.arange(0, ROWS)
     inside = first + within < count
-    n = base.to(tl.int64) + (first + within).to(tl.int64) * step
+    n = base + (first + within) * step
     d = tl.arange(0, BLOCK_D)
     at = n[:, None] * D + d[None, :]
     mask = inside[:, None] & (d < D)[None, :]
     x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW)
-    y = tl.load(targets + n, mask=inside, other=-1).to(tl.int64)
-    known = (y >= 0) & (y < n_items)
-    key = tl.where(known, y, NOBODY).to(tl.int32)
-    place = number.to(tl.int64) * ROWS + within
+    key = _keys(targets, n, inside, n_items)
+    place = number.to(tl.int64) * ROWS
     if GRADIENTS:
-        tl.store(hidden_low + place[:, None] * BLOCK_D + d[None, :], x)
-        tl.store(keys + place, key)
+        tl.store(hidden_low + place * BLOCK_D + (within[:, None] * BLOCK_D + d[None, :]), x)
+        tl.store(keys + place + within, key)
 
     ids += group.to(tl.int64) * n_candidates
     top = tl.full((ROWS,), BELOW_ALL, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     odd = tl.zeros((ROWS,), tl.float32)
-    n_hits = tl.zeros((ROWS,), tl.int32)
+    n_hits = tl.zeros((ROWS,), tl.float32)
+    n_wrong = tl.zeros((ITEMS,), tl.int32)
     mixed = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    # One tile ahead: the rows' addresses are there when the loads of rows, two tiles ahead, want them.
+    found = _ids(ids, 0, n_candidates, ITEMS, COPIES)
     for first_k in range(0, n_candidates, ITEMS):
-        item, code, there, real = _candidates(ids, first_k + tl.arange(0, ITEMS), n_candidates, n_items)
+        there = first_k + tl.arange(0, ITEMS) < n_candidates
+        item, code, wrong = _candidates(found, there, n_items)
+        found = _ids(ids, first_k + ITEMS, n_candidates, ITEMS, COPIES)
         w = _rows(items, item, d, D, BLOCK_D).to(LOW)
-        # One addition a score removes what is not there, and shows what is no item.
-        more = tl.where(there, tl.where(real, 0.0, float("nan")), float("-inf"))
-        if CORRECTION == LOG_Q:
-            more += tl.where(there, tl.load(log_q + item) * -LOG2E, 0.0)
+        n_wrong += wrong.to(tl.int32)
         s = tl.dot(x, tl.trans(w), input_precision=PRECISION)
         if not GRADIENTS:
             odd += tl.sum(s * 0.0, 1)
+        if CORRECTION == LOG_Q:
+            s -= tl.load(log_q + item)[None, :]
         if SOFTMAX:
             hit = code[None, :] == key[:, None]
-            s = tl.where(hit, float("-inf"), s * LOG2E + more[None, :])
-            if CORRECTION != NONE:
-                n_hits += tl.sum(hit.to(tl.int32), 1)
-            higher = tl.maximum(top, tl.max(s, 1))
+            s = tl.where(hit, float("-inf"), s)
+            if CORRECTION != NONE:  # of the scores, which lie where they are summed; `hit` would be moved
+                n_hits += tl.sum(tl.where(s == float("-inf"), 1.0, 0.0), 1)
+        if first_k + ITEMS > n_candidates:
+            s = tl.where(there[None, :], s, float("-inf"))
+        if SOFTMAX:
+            higher = tl.maximum(top, tl.max(s, 1) * LOG2E)
             faded = tl.exp2(top - higher)
-            e = tl.exp2(s - (higher - SHIFT)[:, None])
+            e = tl.exp2(s * LOG2E - (higher - SHIFT)[:, None])
             mass = mass * faded + tl.sum(e, 1)
             top = higher
             if GRADIENTS:
                 mixed = mixed * faded[:, None]
         else:
-            cost, e = _unlikely(s + more[None, :], eps, PLUS)
-            if PLUS:  # whose cost does not vanish with the score
-                cost = tl.where(there[None, :], cost, 0.0)
-            mass += tl.sum(cost, 1)
+            cost, e = unlikely_sum(s, eps, ROWS, ITEMS, PLUS)
+            mass += cost
             e = e * UNIT
         if GRADIENTS:
             mixed = tl.dot(e.to(LOW), w, mixed, input_precision=PRECISION)
+    if PLUS:  # whose cost does not quite vanish with the likelihood, -log(1 + eps)
+        mass += (tl.cdiv(n_candidates, ITEMS) * ITEMS - n_candidates) * log1p(eps, 1.0 + eps)
 
-    # The target. Read again: kept through the loop, the rows would take the registers of the sums.
-    x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW).to(tl.float32)
-    w_y = _rows(items, tl.where(known, y, 0), d, D, BLOCK_D).to(LOW).to(tl.float32)
-    positive = tl.sum(x * w_y, 1)
+    # The target. Rows are read again, here and below: kept, they would take the registers of the sums.
+    x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW)
+    key = _keys(targets, n, inside, n_items)
+    known = key >= 0
+    y = tl.where(known, key, 0).to(tl.int64)
+    w_y = _rows(items, y, d, D, BLOCK_D).to(LOW)
+    positive = tl.sum(x.to(tl.float32) * w_y.to(tl.float32), 1)
     g = tl.full((ROWS,), 1.0, tl.float32) * unit
     ratio = tl.full((ROWS,), 1.0, tl.float32)
     if WEIGHTS:
@@ -200,20 +195,20 @@ def forward(
     if SOFTMAX:
         common = tl.zeros((ROWS,), tl.float32)
         if CORRECTION != NONE:
-            common -= tl.log2(tl.maximum(n_candidates - n_hits, 1).to(tl.float32))
+            common -= tl.log2(tl.maximum(n_candidates - n_hits, 1.0))
         if CORRECTION == COUNT:
             common += log_items
         if CORRECTION == LOG_Q:
-            common += tl.log2(1.0 - tl.exp2(tl.load(log_q + tl.where(known, y, 0)) * LOG2E))
+            common += tl.log2(1.0 - tl.exp2(tl.load(log_q + y) * LOG2E))
         # How much more likely all candidates together are than the target, log2.
         ahead = top + tl.log2(mass) - SHIFT + common - positive * LOG2E
         u = tl.exp2(-tl.abs(ahead))
-        loss = tl.maximum(ahead, 0.0) * LN2 + _log1p(u, 1.0 + u)
+        loss = tl.maximum(ahead, 0.0) * LN2 + log1p(u, 1.0 + u)
         to_target = -g * tl.where(ahead >= 0, 1.0, u) / (1.0 + u)
         to_mixed = tl.where(mass == 0, 0.0, -to_target / mass)
         term = (positive + loss) * LOG2E - common - tl.log2(ratio) - SHIFT
     else:
-        cost, slope = _unlikely(-positive, eps, PLUS)
+        cost, slope = unlikely(-positive, eps, PLUS)
         loss = scale * (beta * cost + mass)
         to_target = -g * (scale * beta * slope)
         to_mixed = g * (scale / UNIT)
@@ -222,15 +217,16 @@ def forward(
         # 0 times infinity: an infinite candidate that has no weight for the position shows all the same.
         odd = tl.sum(mixed * 0.0, 1)
     loss += odd + (positive - positive)
-    loss = tl.where(known, loss, float("nan"))
+    loss = tl.where(known & (tl.sum(n_wrong, 0) == 0), loss, float("nan"))
     tl.store(values + number, tl.sum(tl.where(inside & (g != 0), g * loss, 0.0), 0))
     if GRADIENTS:
-        tl.store(terms + place, term)
-        to_x = to_mixed[:, None] * mixed + to_target[:, None] * w_y
-        tl.store(to_hidden + at, to_x, mask=mask)
+        tl.store(terms + place + within, term)
+        w_y = _rows(items, y, d, D, BLOCK_D).to(LOW).to(tl.float32)
+        tl.store(to_hidden + at, to_mixed[:, None] * mixed + to_target[:, None] * w_y, mask=mask)
+        x = tl.load(hidden + at, mask=mask, other=0.0).to(LOW).to(tl.float32)
         counted = known & (ratio > 0)
         tl.atomic_add(
-            to_items + tl.where(known, y, 0)[:, None] * D + d[None, :], to_target[:, None] * x,
+            to_items + y[:, None] * D + d[None, :], to_target[:, None] * x,
             mask=counted[:, None] & (d < D)[None, :], sem="relaxed",
         )  # fmt: skip
 
@@ -250,14 +246,16 @@ def backward(
     """Of a tile of a group's candidates, which stays, and `length` of its positions, which pass: sum_i e_ik x_i, added
     to the items' gradient. STRETCH: the positions of a program of `forward`. unit: what the sums are multiplied with,
     and with the largest weight if there are weights."""
-    group, first, base, _, count = _stretch(
-        tl.program_id(1), length, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED
-    )
+    n_tiles = tl.cdiv(n_candidates, ITEMS)
+    number = tl.program_id(0) // n_tiles
+    group, first, base, _, count = _stretch(number, length, offsets, n_rows, n_groups, per_group, n_halvings, RAGGED)
     if first >= count:
         return
-    k = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     d = tl.arange(0, BLOCK_D)
-    item, code, there, real = _candidates(ids + group.to(tl.int64) * n_candidates, k, n_candidates, n_items)
+    first_k = (tl.program_id(0) - number * n_tiles) * ITEMS
+    there = first_k + tl.arange(0, ITEMS) < n_candidates
+    found = _ids(ids + group.to(tl.int64) * n_candidates, first_k, n_candidates, ITEMS, 1)
+    item, code, _ = _candidates(found, there, n_items)
     w = _rows(items, item, d, D, BLOCK_D).to(LOW)
     more = tl.zeros((ITEMS,), tl.float32)
     if CORRECTION == LOG_Q:
@@ -282,7 +280,7 @@ def backward(
                 s += more[:, None]
             e = tl.where(code[:, None] == tl.load(keys + within)[None, :], 0.0, tl.exp2(s))
         else:
-            _, slope = _unlikely(s, eps, PLUS)
+            _, slope = unlikely(s, eps, PLUS)
             e = slope * term[None, :]
         total = tl.dot(e.to(LOW), x, total, input_precision=PRECISION)
         hidden_low += ROWS * BLOCK_D
@@ -292,5 +290,5 @@ def backward(
     if WEIGHTS:
         total *= tl.load(largest)
     tl.atomic_add(
-        to_items + item[:, None] * D + d[None, :], total, mask=(there & real)[:, None] & (d < D)[None, :], sem="relaxed"
+        to_items + item[:, None] * D + d[None, :], total, mask=(code >= 0)[:, None] & (d < D)[None, :], sem="relaxed"
     )

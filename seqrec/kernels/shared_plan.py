@@ -9,15 +9,16 @@ import torch
 from seqrec.kernels.tiles import Table, Tile, pick
 
 TILES: dict[str, Table] = {
-    # rows: positions; columns: candidates. What `forward` takes at a time, `backward` takes whole or in equal parts.
+    # rows: positions; columns: candidates. `backward` takes a stretch of `forward` whole or in equal parts. The shared
+    # memory of `forward`: stages - 1 tiles of the table as it is, 4 bytes a number; one, and the states, in 16 bits.
     "forward": {
-        8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2), 512: Tile(16, 16, 4, 2)},
+        8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(32, 32, 4, 3), 512: Tile(16, 16, 4, 3)},
         9: {
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
             128: Tile(64, 64, 4, 3),
-            256: Tile(64, 64, 8, 2),
-            512: Tile(64, 16, 8, 2),
+            256: Tile(64, 64, 8, 3),
+            512: Tile(16, 16, 4, 3),
         },
     },
     "backward": {
@@ -27,7 +28,7 @@ TILES: dict[str, Table] = {
             64: Tile(64, 64, 4, 3),
             128: Tile(64, 64, 4, 3),
             256: Tile(64, 64, 8, 2),
-            512: Tile(32, 32, 8, 2),
+            512: Tile(16, 32, 8, 2),
         },
     },
     "exact": {8: {128: Tile(32, 32, 4, 2), 512: Tile(16, 16, 4, 2)}},

@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec.data.negatives import Negatives, NegativesRequest
 from seqrec.kernels import shared, shared_plan
 from seqrec.kernels.twins import shared as twin
-from seqrec.losses import Loss
-from seqrec.losses.bce import BcePlus, Gbce
-from seqrec.losses.ce_minus import CeMinus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16]  # the interpreter cannot multiply bf16
@@ -289,31 +285,6 @@ def test_registered() -> None:
             torch.ops.seqrec.shared_binary, (*four, None, a["ids"], offsets, 1.0, True, False, 1e-6, *rest),
             test_utils=("test_schema", "test_faketensor"),
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("grouping", ["interleaved", "ragged"])
-def test_twin_is_the_loss(grouping: str) -> None:
-    """The eager losses, which walk over tiles by another code, say the same of the same draws."""
-    a = doubled(problem(90, 41, 16, 4, 30))
-    offsets = torch.tensor([0, 5, 5, 60, 90], device=DEVICE)
-    group = torch.arange(90, device=DEVICE) % 4
-    if grouping == "ragged":
-        group = torch.repeat_interleave(torch.arange(4, device=DEVICE), offsets.diff())
-    given: dict[str, Any] = {"ids": a["ids"], "offsets": offsets if grouping == "ragged" else None}
-    three, log_q = (a["hidden_ND"], a["items_VD"], a["targets_N"]), log_q_of(41)
-    request = NegativesRequest(30, "group")
-    gbce = Gbce(41, 30, 0.5)
-    cases: list[tuple[Loss, tuple[Any, ...]]] = [
-        (CeMinus(request, 41, correction), twin.shared_softmax(*three, **given, correction=correction, log_q=log_q))
-        for correction in ("none", "log_count", "log_q")
-    ]
-    cases += [
-        (gbce, twin.shared_binary(*three, **given, beta=gbce.beta)),
-        (BcePlus(request), twin.shared_binary(*three, **given, plus=True, mean=False)),
-    ]
-    for loss, found in cases:
-        wanted = loss.value_and_gradients(*three, Negatives(a["ids"], group, log_q))
-        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

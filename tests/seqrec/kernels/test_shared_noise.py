@@ -1,16 +1,53 @@
-"""What sharing candidates does to a gradient: the same expectation, and how much more noise.
+"""The eager losses beside shared candidates: the twin is one of them; and what sharing does to their gradients.
 
-By the eager losses: it is the draws' doing, not the kernels'.
+They keep their expectation, with a little more noise: the draws' doing, not the kernels'.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from seqrec.data.negatives import Negatives, NegativesRequest
+from seqrec.kernels.twins import shared as twin
+from seqrec.losses import Loss
+from seqrec.losses.bce import BcePlus, Gbce
 from seqrec.losses.ce_minus import CeMinus
+
+
+@pytest.mark.parametrize("grouping", ["interleaved", "ragged"])
+def test_twin_is_the_loss(grouping: str) -> None:
+    """The eager losses, which walk over tiles by another code, say the same of the same draws."""
+    generator = torch.Generator().manual_seed(0)
+    three = (
+        torch.randn(90, 16, generator=generator, dtype=torch.float64),
+        torch.randn(41, 16, generator=generator, dtype=torch.float64),
+        torch.randint(41, (90,), generator=generator),
+    )
+    ids = torch.randint(41, (4, 30), generator=generator)
+    log_q = torch.randn(41, generator=generator).log_softmax(0)
+    offsets = torch.tensor([0, 5, 5, 60, 90])
+    group = torch.arange(90) % 4
+    if grouping == "ragged":
+        group = torch.repeat_interleave(torch.arange(4), offsets.diff())
+    given: dict[str, Any] = {"ids": ids, "offsets": offsets if grouping == "ragged" else None}
+    request = NegativesRequest(30, "group")
+    gbce = Gbce(41, 30, 0.5)
+    cases: list[tuple[Loss, tuple[Any, ...]]] = [
+        (CeMinus(request, 41, correction), twin.shared_softmax(*three, **given, correction=correction, log_q=log_q))
+        for correction in ("none", "log_count", "log_q")
+    ]
+    cases += [
+        (gbce, twin.shared_binary(*three, **given, beta=gbce.beta)),
+        (BcePlus(request), twin.shared_binary(*three, **given, plus=True, mean=False)),
+    ]
+    for loss, found in cases:
+        wanted = loss.value_and_gradients(*three, Negatives(ids, group, log_q))
+        torch.testing.assert_close(found, wanted)
+
 
 USERS, LENGTH, ITEMS, WIDTH = 128, 8, 2000, 64
 """A batch as in training: more users than a group has positions, each user's states alike."""
