@@ -104,7 +104,9 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
     name = "studies_times" if options.times else "studies"
     done = known(options.results / f"{name}.csv")
     seeds = SEEDS[:1] if options.times else SEEDS[: options.seeds]
-    fields = {"epochs": options.times, "patience": None} if options.times else {}
+    fields: dict[str, Any] = {"kernels": options.kernels}
+    if options.times:
+        fields |= {"epochs": options.times, "patience": None}
     jobs_of = {
         seed: [
             Job(c, seed, fields)
@@ -116,7 +118,7 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
     waiting, later = jobs_of[SEEDS[0]], [job for seed in seeds[1:] for job in jobs_of[seed]]
     running: set[tuple[str, str, int]] = set()
     cells: dict[tuple[str, str], float] = {key[:2]: valid for key, valid in done.items() if key[2] == SEEDS[0]}
-    later += more_seeds(chosen, cells, seeds, done)
+    later += more_seeds(chosen, cells, seeds, done, fields)
     missing = 0
     while waiting or later or running:
         late = time.monotonic() - begun > options.deadline
@@ -145,7 +147,7 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
         print(" ".join(f"{value}" for value in list(row.values())[:12]), flush=True)
         if seed == SEEDS[0] and configuration.in_grid:
             cells[study, label] = row["valid_ndcg_at_10"]
-            later += more_seeds([c for c in chosen if c.study == study], cells, seeds, done)
+            later += more_seeds([c for c in chosen if c.study == study], cells, seeds, done, fields)
     for study, label, seed in running | {
         (j.configuration.study, j.configuration.label, j.seed) for j in waiting + later
     }:
@@ -170,6 +172,7 @@ def more_seeds(
     cells: dict[tuple[str, str], float],
     seeds: tuple[int, ...],
     done: dict[tuple[str, str, int], float],
+    fields: dict[str, Any],
 ) -> list[Job]:
     """The other seeds of each grid's best cell by validation, once all of the grid have their first."""
     jobs = []
@@ -177,7 +180,7 @@ def more_seeds(
         grid = [c for c in chosen if c.study == study and c.in_grid]
         if all((study, c.label) in cells for c in grid):
             winner = max(grid, key=lambda c: cells[c.study, c.label])
-            jobs += [Job(winner, seed) for seed in seeds[1:] if (study, winner.label, seed) not in done]
+            jobs += [Job(winner, seed, fields) for seed in seeds[1:] if (study, winner.label, seed) not in done]
     return jobs
 
 
@@ -213,6 +216,7 @@ def main() -> int:
     parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the canonical files")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="these configurations alone")
+    parser.add_argument("--kernels", choices=["auto", "fused", "eager"], default="auto", help="train.kernels")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--processes", type=int, default=3, help="worker processes a GPU")
     parser.add_argument("--seeds", type=int, default=3, choices=[1, 2, 3])

@@ -105,8 +105,11 @@ class Train(Frozen):
     """eager: operation by operation, the reference; captured: steps replayed as CUDA graphs, with fused kernels; auto:
     captured on a GPU, eager elsewhere."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the encoder's matrix products and attention; weights, norms, optimiser and losses are always fp32. auto: bf16
-    where steps are captured, else fp32."""
+    """Of the encoder's matrix products and attention; weights, norms and optimiser are always fp32. auto: bf16 where
+    steps are captured, else fp32."""
+    kernels: Literal["auto", "fused", "eager"] = "auto"
+    """Of the loss. eager: PyTorch's operations in fp32, the reference; fused: kernels with 16-bit operands and fp32
+    sums; auto: fused where steps are captured in bf16, if the kernels can run there."""
 
 
 class Evaluation(Frozen):

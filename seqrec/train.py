@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from seqrec.data.tables import Holdout, Split
 from seqrec.engine import Engine
 from seqrec.errors import ConfigError, SeqrecError, UserError, message
 from seqrec.evaluate import evaluate
+from seqrec.losses import Loss
 from seqrec.models import SequenceModel
 from seqrec.reports import EpochReport, Metrics, RunReport
 from seqrec.trainer import Fitted, OnEpoch
@@ -70,15 +72,15 @@ def train(
 
 def build_engine(run: Run, split: Split, model: SequenceModel, device: torch.device) -> Engine:
     """What trains `model`, which is on the device already: its loss, its negatives and its batches."""
-    loss = losses.build(run.loss, split.n_items).to(device)
-    sampler = None
-    if loss.request is not None:
-        sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
-    batches = _batches(run, split, device)
     engine = _choice(run.train, device)
     precision = run.train.precision
     lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
     low = torch.bfloat16 if lowered else torch.float32
+    loss = _loss(run, split.n_items, device, engine, low).to(device)
+    sampler = None
+    if loss.request is not None:
+        sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
+    batches = _batches(run, split, device)
     if engine == "eager":
         return Engine(model, loss, sampler, batches, run.train, device, low)
     from seqrec.captured import CapturedEngine  # brings triton, which a CPU does not need
@@ -92,6 +94,23 @@ def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured
     if settings.engine == "captured" and device.type != "cuda":
         raise UserError(message("train.engine", "captured", f"auto or eager on {device}, which has no graphs"))
     return settings.engine
+
+
+def _loss(run: Run, n_items: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
+    if run.train.kernels == "eager" or (run.train.kernels == "auto" and (engine, low) != ("captured", torch.bfloat16)):
+        return losses.build(run.loss, n_items)
+    if device.type == "cuda":
+        from seqrec.losses import fused  # brings triton, which a CPU does not need
+
+        broken = fused.why_not(device, run.model.hidden_size, low)
+        if broken is None:
+            return fused.build(run.loss, n_items)
+    else:
+        broken = f"auto or eager on {device}"
+    if run.train.kernels == "fused":
+        raise UserError(message("train.kernels", "fused", broken))
+    logging.getLogger(__name__).warning("train.kernels: auto takes eager here; fused needs %s.", broken)
+    return losses.build(run.loss, n_items)
 
 
 def _batches(run: Run, split: Split, device: torch.device) -> Batches:

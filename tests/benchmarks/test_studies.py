@@ -35,6 +35,7 @@ def options(results: Path, **changed: object) -> argparse.Namespace:
         "grace": 60.0,
         "results": results,
         "times": None,
+        "kernels": "auto",
     }
     return argparse.Namespace(**plain | changed)
 

@@ -103,6 +103,17 @@ def test_with_dropout_and_bf16_both_learn_the_same(loss: str, split: Split) -> N
     np.testing.assert_allclose(runs[1], runs[0], rtol=0.02)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_kernels_a_loss_learns_what_the_eager_one_does(loss: str, split: Split) -> None:
+    """Means of 25 steps within 2 %. cce_minus draws other negatives, sce with other scores' roundings other items."""
+    curves = []
+    for kind in ("eager", "fused"):
+        made = engine(split, loss, engine="captured", kernels=kind)
+        assert made.loss.capturable or kind == "eager"
+        curves.append(curve(made).reshape(-1, 25).mean(1))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam", "lazy_adam"])
 def test_optimisers_are_captured_too(optimizer: str, split: Split) -> None:
     eager = curve(engine(split, "gbce", engine="eager", optimizer=optimizer))
@@ -164,7 +175,7 @@ def _no_waiting() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in ("sce", "rece")])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_an_epoch_waits_for_the_device_at_its_end_only(
     loss: str, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_the_parameter_arrives_and_no_other_moves() -> None:
         "loss.correction": "log_q", "loss.mix_x": True, "loss.chunk_bytes": 2**20, "loss.buckets_per_chunk": 4,
         "evaluation.memory_bytes": 2**20,
         "train.engine": "eager", "train.precision": "bf16", "train.optimizer": "lazy_adam",
+        "train.kernels": "fused",
     }  # fmt: skip
     checked = 0
     for model, (name, loss) in itertools.product(config.MODELS, losses.items()):

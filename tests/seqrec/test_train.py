@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,15 @@ def test_what_cannot_exist_is_refused_before_training(split: Split) -> None:
     for name in ("cuda:99", "quantum", "meta"):
         with pytest.raises(UserError, match=f"device: got '{name}'; expected"):
             train.train(make(), split=split, device=name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "law"),
+    [("engine", "captured", "auto or eager on cpu, which has no graphs"), ("kernels", "fused", "auto or eager on cpu")],
+)
+def test_what_needs_a_gpu_is_refused_without_one(split: Split, key: str, value: str, law: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"train.{key}: got {value!r}; expected {law}.")):
+        train.train(make(**{f"train__{key}": value}), split=split, device="cpu")
 
 
 def test_a_workdir_serves_one_configuration(split: Split, tmp_path: Path) -> None:
