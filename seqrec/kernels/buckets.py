@@ -91,6 +91,13 @@ def _items(items, chosen, first, size, lane, d, D: tl.constexpr):
     return j, tl.load(items + j.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
 
 
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)), to the last digits of small values too."""
+    e = tl.exp(-tl.abs(x))
+    return tl.maximum(x, 0.0) + tl.where(e < 0.001, e * (1 - e * (0.5 - e / 3)), tl.log(1 + e))
+
+
 @triton.jit(do_not_specialize=["n_items", "size_x", "size_y"])
 def losses(
     hidden, items, targets, positions, chosen, lse, winner, n_items, size_x, size_y,
@@ -102,8 +109,9 @@ def losses(
     slot = bucket * size_x + lane
     n = tl.load(positions + slot, mask=lane < size_x, other=-1)
     x, y, _, positive = _rows(hidden, items, targets, n, n >= 0, n_items, d, D)
+    # The positive takes part in the maximum but not in the sum: a loss near 0 keeps its digits, and its bucket's rank.
     largest = positive
-    total = tl.full((BLOCK_X,), 1.0, tl.float32)
+    total = tl.zeros((BLOCK_X,), tl.float32)
     of_tile = tl.arange(0, BLOCK_Y)
     for first in range(0, size_y, BLOCK_Y):
         j, w = _items(items, chosen + bucket * size_y, first, size_y, of_tile, d, D)
@@ -112,9 +120,8 @@ def losses(
         larger = tl.maximum(largest, tl.max(s, 1))
         total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(s - larger[:, None]), 1)
         largest = larger
-    sums = largest + tl.log2(total)
-    tl.store(lse + slot, sums, mask=n >= 0)
-    loss = (sums - positive) * LN2
+    tl.store(lse + slot, largest + tl.log2(total + tl.exp2(positive - largest)), mask=n >= 0)
+    loss = tl.where(total == 0, 0.0, _softplus((largest - positive + tl.log2(tl.maximum(total, 1e-37))) * LN2))
     # A NaN wins, so that it shows; so does a target that is no item.
     key = tl.where((loss == loss) & (y >= 0), key_of(loss), MOST).to(tl.int64)
     tl.atomic_max(winner + n, (key << 32) + (MOST - slot), mask=n >= 0, sem="relaxed")
@@ -146,7 +153,7 @@ def gather_winners(
 
 @triton.jit(do_not_specialize=["n_buckets", "n_programs", "n_rows"])
 def finish(
-    n_won, values, broken, count, value, share, scale, n_buckets, n_programs, n_rows,
+    n_won, values, failures, count, value, share, scale, n_buckets, n_programs, n_rows,
     BLOCK: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The mean, the covered share, and 1 / covered."""
@@ -159,14 +166,14 @@ def finish(
         covered += tl.load(n_won + first + lane, mask=mask, other=0)
         total += tl.load(values + first + lane, mask=mask, other=0.0)
     for first in range(0, n_programs, BLOCK):
-        bad |= tl.load(broken + first + lane, mask=first + lane < n_programs, other=0)
+        bad |= tl.load(failures + first + lane, mask=first + lane < n_programs, other=0)
     n_real = n_rows
     if COUNT:
         n_real = tl.minimum(tl.load(count), n_rows).to(tl.int32)
     some = tl.sum(covered).to(tl.float32)
     # No row, no loss; rows of which none is covered: the centres are NaN, and so is the mean.
-    mean = tl.where(n_real > 0, tl.sum(total) / some, 0.0)
-    tl.store(value, tl.where(tl.max(bad) > 0, float("nan"), mean))
+    broken = (tl.max(bad) > 0) | ((n_real > 0) & (some == 0))
+    tl.store(value, tl.where(broken, float("nan"), tl.sum(total) / tl.maximum(some, 1.0)))
     tl.store(share, some / tl.maximum(n_real, 1).to(tl.float32))
     tl.store(scale, 1.0 / tl.maximum(some, 1.0))
 

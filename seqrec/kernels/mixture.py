@@ -47,8 +47,12 @@ def _mix(
         mask = (n < n_real)[:, None] & (d < D)[None, :]
         x = tl.load(hidden + n.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
         bits_0, bits_1, bits_2, bits_3 = tl.philox(key, n[None, :] + zero, word, zero, zero)
-        normal_0, normal_1 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(bits_0), tl.uint_to_uniform_float(bits_1))
-        normal_2, normal_3 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(bits_2), tl.uint_to_uniform_float(bits_3))
+        normal_0, normal_1 = tl.pair_uniform_to_normal(
+            tl.uint_to_uniform_float(bits_0), tl.uint_to_uniform_float(bits_1)
+        )
+        normal_2, normal_3 = tl.pair_uniform_to_normal(
+            tl.uint_to_uniform_float(bits_2), tl.uint_to_uniform_float(bits_3)
+        )
         sum_0 = tl.dot(normal_0, x, sum_0)
         sum_1 = tl.dot(normal_1, x, sum_1)
         sum_2 = tl.dot(normal_2, x, sum_2)

@@ -1,4 +1,4 @@
-"""Scalable cross-entropy: softmax over the hardest items of buckets, with gradients, without a matrix of n_buckets rows.
+"""Scalable cross-entropy: softmax over the hardest items of buckets, with gradients, without any (n_buckets, V) matrix.
 
     X_b = the bucket_size_x real positions with the largest b . x_i,  W_b = the bucket_size_y items with the largest
     b . w_j, for each centre b
@@ -73,7 +73,7 @@ def sce(
     dtype: torch.dtype = torch.float16,
     gradients: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """(value (), d value / d hidden (N, D), d value / d items (V, D), covered share ()), float32; None without gradients.
+    """(value (), d value / d hidden (N, D), d value / d items (V, D), covered share ()), float32. No gradients: None.
 
     centres: (n_buckets, D), on any scale. count: () int64 on the device, the rows that are real, which come first;
     None: all N. Spare rows are in no bucket, have no loss and a gradient of zero. Real rows weigh alike, the value is

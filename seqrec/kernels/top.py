@@ -45,7 +45,7 @@ TILES: Table = {
         64: Tile(64, 64, 4, 4),
         128: Tile(64, 64, 4, 3),
         256: Tile(64, 64, 4, 2),
-        512: Tile(64, 32, 4, 2),
+        512: Tile(32, 64, 4, 2),
     },
     8: {
         32: Tile(64, 64, 4, 3),
@@ -80,14 +80,26 @@ def scaled(centre):
     return centre * (1.0 / tl.where(power > 0, power, 1.0))[:, None]
 
 
-@triton.jit(do_not_specialize=["n_centres", "n_vectors", "n_groups", "n_tiles"])
+@triton.jit
+def _better(s, tile, first, other, when):
+    """The best and the second best score of each cell, and the tile of the best, with one more score."""
+    better = s > first
+    other = tl.maximum(other, tl.where(better, first, s))
+    return tl.where(better, s, first), other, tl.where(better, tile, when)
+
+
+@triton.jit(do_not_specialize=["n_centres", "n_vectors"])
 def _scan(
-    centres, vectors, count, best, place, second, n_centres, n_vectors, n_groups, n_tiles,
+    centres, vectors, count, best, place, second, n_centres, n_vectors,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_V: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
+    # Vectors are the product's first operand: the second, here the centres, stays in shared memory, not in registers.
     # Programs that share a tile of vectors follow each other, so that it is read from memory once.
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    group = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    lane = tl.arange(0, BLOCK_B)
+    b = tl.program_id(0) * BLOCK_B + lane
+    of_tile = tl.arange(0, BLOCK_V)
+    group = tl.program_id(1) * BLOCK_V + of_tile
+    n_groups = tl.num_programs(1) * BLOCK_V
     d = tl.arange(0, BLOCK_D)
     n_real = n_vectors
     if COUNT:
@@ -95,26 +107,31 @@ def _scan(
     at = b.to(tl.int64)[:, None] * D + d[None, :]
     centre = tl.load(centres + at, mask=(b < n_centres)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
     centre = scaled(centre).to(vectors.dtype.element_ty)
-    first = tl.full((BLOCK_B, BLOCK_V), float("-inf"), tl.float32)
-    other = tl.full((BLOCK_B, BLOCK_V), float("-inf"), tl.float32)
-    when = tl.full((BLOCK_B, BLOCK_V), -1, tl.int32)
-    for tile in range(0, n_tiles):
-        v = tile * n_groups + group
-        mask = (v < n_real)[:, None]
+    first = tl.full((BLOCK_V, BLOCK_B), float("-inf"), tl.float32)
+    other = tl.full((BLOCK_V, BLOCK_B), float("-inf"), tl.float32)
+    when = tl.full((BLOCK_V, BLOCK_B), -1, tl.int32)
+    at = vectors + group.to(tl.int64)[:, None] * D + d[None, :]
+    step = n_groups.to(tl.int64) * D
+    n_full = n_real // n_groups
+    for tile in range(0, n_full):
         if BLOCK_D > D:
-            mask = mask & (d < D)[None, :]
-        w = tl.load(vectors + v.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
-        s = tl.dot(centre, tl.trans(w), input_precision="ieee")
-        s = tl.where((v < n_real)[None, :], s, float("-inf"))
-        better = s > first
-        other = tl.maximum(other, tl.where(better, first, s))
-        first = tl.where(better, s, first)
-        when = tl.where(better, tile, when)
-    out = b.to(tl.int64)[:, None] * n_groups + group[None, :]
-    mask = (b < n_centres)[:, None] & (group < n_groups)[None, :]
-    tl.store(best + out, tl.where(when < 0, LOWEST, key_of(first)), mask=mask)
-    tl.store(place + out, tl.where(when < 0, -1, when * n_groups + group[None, :]), mask=mask)
-    tl.store(second + out, tl.where(other > float("-inf"), key_of(other), LOWEST), mask=mask)
+            w = tl.load(at + tile * step, mask=(d < D)[None, :], other=0.0)
+        else:
+            w = tl.load(at + tile * step)
+        s = tl.dot(w, tl.trans(centre), input_precision="ieee")
+        first, other, when = _better(s, tile, first, other, when)
+    # What is left is less than a vector for each group.
+    real = n_full * n_groups + group < n_real
+    w = tl.load(at + n_full * step, mask=real[:, None] & (d < D)[None, :], other=0.0)
+    s = tl.dot(w, tl.trans(centre), input_precision="ieee")
+    s = tl.where(real[:, None], s, float("-inf"))
+    first, other, when = _better(s, n_full, first, other, when)
+    out = tl.program_id(0).to(tl.int64) * BLOCK_B * n_groups + tl.program_id(1) * BLOCK_V
+    cell = of_tile[:, None] + lane[None, :] * n_groups
+    mask = (b < n_centres)[None, :]
+    tl.store(best + out + cell, tl.where(when < 0, LOWEST, key_of(first)), mask=mask)
+    tl.store(place + out + cell, tl.where(when < 0, -1, when * n_groups + group[:, None]), mask=mask)
+    tl.store(second + out + cell, tl.where(other > float("-inf"), key_of(other), LOWEST), mask=mask)
 
 
 @triton.jit
@@ -130,7 +147,9 @@ def _threshold(keys, n, k, BLOCK: tl.constexpr):
         counts = tl.zeros((BLOCK,), tl.int64)
         for first in range(0, n, BLOCK):
             key = tl.load(keys + first + lane, mask=first + lane < n, other=LOWEST)
-            counts += (key >= one).to(tl.int64) + ((key >= two).to(tl.int64) << 21) + ((key >= three).to(tl.int64) << 42)
+            counts += (
+                (key >= one).to(tl.int64) + ((key >= two).to(tl.int64) << 21) + ((key >= three).to(tl.int64) << 42)
+            )
         total = tl.sum(counts)
         reached = ((total & 0x1FFFFF) >= k).to(tl.int32) + (((total >> 21) & 0x1FFFFF) >= k).to(tl.int32)
         reached += ((total >> 42) >= k).to(tl.int32)
@@ -202,9 +221,7 @@ def _select(
         v = (i % n_tiles) * n_groups + group
         real = (i < work) & (v < n_real)
         known = tl.load(place + group, mask=real, other=-1)
-        w = tl.load(
-            vectors + v.to(tl.int64)[:, None] * D + d[None, :], mask=real[:, None] & inside[None, :], other=0.0
-        )
+        w = tl.load(vectors + v.to(tl.int64)[:, None] * D + d[None, :], mask=real[:, None] & inside[None, :], other=0.0)
         s = tl.sum(w.to(tl.float32) * centre, 1)
         key = key_of(s)
         take = real & (s == s) & (key > t) & (v != known)
@@ -236,7 +253,7 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
     best, place, second = (centres_BD.new_empty((n_centres, n_groups), dtype=torch.int32) for _ in range(3))
     given = pointer(count, found)
     _scan[(blocks, across)](
-        centres_BD, vectors_MD, given, best, place, second, n_centres, M, n_groups, n_tiles,
+        centres_BD, vectors_MD, given, best, place, second, n_centres, M,
         D=D, BLOCK_D=block_d, BLOCK_B=tile.rows, BLOCK_V=tile.columns, COUNT=count is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

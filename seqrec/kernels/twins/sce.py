@@ -25,7 +25,7 @@ def mixed_centres(
 def scalable_cross_entropy(
     hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor, positions_BX: Tensor, chosen_BY: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(mean over the covered positions of their largest loss, covered positions), differentiable; -1: an empty place."""
+    """(mean of the largest losses of the covered positions, which are covered), differentiable. -1: an empty place."""
     N, V = len(hidden_ND), len(items_VD)
     known = (targets_N >= 0) & (targets_N < V)
     positive_N = (hidden_ND * items_VD[targets_N.where(known, 0)]).sum(1)
