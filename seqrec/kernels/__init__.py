@@ -1,12 +1,16 @@
-"""Fused kernels of the encoder, and their eager twins: a leaf that imports torch and triton alone.
+"""Fused kernels, and their eager twins: a leaf that imports torch and triton alone.
 
-Every kernel has a twin with the same arguments in `reference`: plain PyTorch, the slow and obvious form, and what
-`tests/seqrec/kernels` holds the kernel against. `why_not` says where the kernels cannot be used.
+Of the encoder and the optimiser: `attention`, `norm`, `embedding`, `feedforward`, `matrix`, `adam`; twins in
+`reference`. Of the losses: `cross_entropy`, `sampled`, `shared`, `rece`, `sce`; twins of the same names in `twins`. A
+twin is plain PyTorch with the same arguments, the slow and obvious form, and what `tests/seqrec/kernels` holds the
+kernel against. `why_not` says where the kernels cannot be used.
 
-Randomness. A kernel that drops needs no generator: it draws from a counter-based generator (Philox) keyed by `seed`, a
-tensor of one int64 on the device, and by `site`, the place in the network. A captured step that changes the seed's
-value therefore gets new masks at every replay, and the backward pass gets those of the forward pass by drawing them
-again.
+A loss is a function (hidden_ND, items_VD, targets_N, weights_N, ...) -> (value, its gradient by the states, by the
+items): operands rounded to 16 bits, sums in float32, shapes that only shapes decide, nothing that waits for the device.
+
+Randomness. A kernel that drops or draws needs no generator: it draws from a counter-based generator (Philox) keyed by
+`seed`, a tensor of one int64 on the device. A captured step that changes the seed's value therefore gets new numbers at
+every replay, and the backward pass gets those of the forward pass by drawing them again.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ WIDEST = 512
 
 
 def why_not(device: torch.device, width: int, head_width: int) -> str | None:
-    """Why the encoder's kernels cannot run here, as a law that is broken; None: they can."""
+    """Why the kernels cannot run here, as a law that is broken; None: they can."""
     try:
         import triton  # noqa: F401
     except ImportError:
