@@ -8,7 +8,8 @@
 A step is: 16-bit copies (`buckets.prepare`), the positions and the items of every bucket (`top`: exact, bounded work),
 losses and winners, then gradients of the winning (position, bucket) pairs alone (`buckets`); eleven launches, nothing
 on the host depends on values, so that it can be captured. Beside the operands' copies and the gradients it holds
-tables of some n_buckets * (bucket_size_x + bucket_size_y) * 100 bytes, freed before the items' gradient is made.
+tables of 100 to 200 bytes for each of n_buckets * max(bucket_size_x, bucket_size_y), 20 MB at least on a large
+catalog, freed before the items' gradient is made.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ _WAVES = {128: 396, 256: 264, 512: 132}
 largest GPU it is meant for. A launch is a whole number of such waves."""
 _REGISTERS = 168
 """Of a thread of the scan, up to 128 columns: what lets three programs run on a multiprocessor, without spills."""
+_BLOCK = 1024
+"""Keys that a selecting program reads at a time."""
 _MOST_GROUPS = 2**20
 """What `_threshold` can count."""
 
@@ -250,8 +252,10 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
     tile, block_d = pick(TILES, D, vectors_MD.device), power_of_2(D)
     blocks = -(-n_centres // tile.rows)
     wave = max(1, _WAVES[min(width for width in _WAVES if width >= D)] // blocks)
-    wanted = -(-_GROUPS_PER_K * k // (tile.columns * wave)) * wave
-    across = min(wanted, _MOST_GROUPS // tile.columns, -(-M // tile.columns))
+    needed, tiles = -(-_GROUPS_PER_K * k // tile.columns), -(-M // tile.columns)
+    # Short loops do not pay: the groups have to be read by one program.
+    wanted = min(-(-needed // wave) * wave, max(needed, -(-tiles // 16)))
+    across = min(wanted, _MOST_GROUPS // tile.columns, tiles)
     n_groups = across * tile.columns
     n_tiles = -(-M // n_groups)
     best, place, second = (centres_BD.new_empty((n_centres, n_groups), dtype=torch.int32) for _ in range(3))
@@ -268,6 +272,6 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
     _select[(n_centres,)](
         centres_BD, vectors_MD, given, best, place, second, keys, ids, again, found,
         M, n_groups, n_tiles, k, capacity,
-        D=D, BLOCK_D=block_d, BLOCK=1024, ROWS=rows, COUNT=count is not None, num_warps=8,
+        D=D, BLOCK_D=block_d, BLOCK=_BLOCK, ROWS=rows, COUNT=count is not None, num_warps=8,
     )  # fmt: skip
     return found
