@@ -72,23 +72,23 @@ def prepare(
 
 
 @triton.jit
-def _rows(hidden, items, targets, n, real, n_items, d, D: tl.constexpr):
-    """States, targets (-1: none), embeddings and scores (base 2) of the targets of some positions."""
-    inside = d < D
-    x = tl.load(hidden + n.to(tl.int64)[:, None] * D + d[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+def _rows(table, n, real, d, D: tl.constexpr):
+    """Some rows of a table, zeros where not `real`."""
+    return tl.load(table + n.to(tl.int64)[:, None] * D + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _targets(targets, n, real, n_items):
+    """Items of some positions; -1 where not `real`, or where it is none."""
     y = tl.load(targets + n, mask=real, other=-1).to(tl.int64)
-    good = (y >= 0) & (y < n_items)
-    w = tl.load(items + y[:, None] * D + d[None, :], mask=good[:, None] & inside[None, :], other=0.0)
-    positive = tl.sum(x.to(tl.float32) * w.to(tl.float32), 1) * LOG2E
-    return x, tl.where(good, y, -1).to(tl.int32), w, positive
+    return tl.where((y >= 0) & (y < n_items), y, -1).to(tl.int32)
 
 
 @triton.jit
 def _items(items, chosen, first, size, lane, d, D: tl.constexpr):
     """Ids (-1: none) and embeddings of some of a bucket's items."""
     j = tl.load(chosen + first + lane, mask=first + lane < size, other=-1)
-    mask = (j >= 0)[:, None] & (d < D)[None, :]
-    return j, tl.load(items + j.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
+    return j, _rows(items, j, j >= 0, d, D)
 
 
 @triton.jit
@@ -108,7 +108,9 @@ def losses(
     d = tl.arange(0, BLOCK_D)
     slot = bucket * size_x + lane
     n = tl.load(positions + slot, mask=lane < size_x, other=-1)
-    x, y, _, positive = _rows(hidden, items, targets, n, n >= 0, n_items, d, D)
+    x = _rows(hidden, n, n >= 0, d, D)
+    y = _targets(targets, n, n >= 0, n_items)
+    positive = tl.sum(x.to(tl.float32) * _rows(items, y, y >= 0, d, D).to(tl.float32), 1) * LOG2E
     # The positive takes part in the maximum but not in the sum: a loss near 0 keeps its digits, and its bucket's rank.
     largest = positive
     total = tl.zeros((BLOCK_X,), tl.float32)
@@ -193,7 +195,8 @@ def to_states(
         d = tl.arange(0, BLOCK_D)
         n = tl.load(won + bucket * size_x + lane, mask=real, other=0)
         sums = tl.load(won_lse + bucket * size_x + lane, mask=real, other=float("inf")) - shift
-        x, y, w_y, _ = _rows(hidden, items, targets, n, real, n_items, d, D)
+        x = _rows(hidden, n, real, d, D)
+        y = _targets(targets, n, real, n_items)
         of_tile = tl.arange(0, BLOCK_Y)
         total = tl.zeros((BLOCK_X,), tl.float32)
         mixed = tl.zeros((BLOCK_X, BLOCK_D), tl.float32)
@@ -206,9 +209,10 @@ def to_states(
             mixed = tl.dot(p.to(w.dtype), w, mixed, input_precision="ieee")
         factor = tl.load(scale) * tl.exp2(-shift)
         mask = real[:, None] & (d < D)[None, :]
-        g = (mixed - total[:, None] * w_y.to(tl.float32)) * factor
+        # Read now, not before the loop: no registers for it there.
+        g = (mixed - total[:, None] * _rows(items, y, y >= 0, d, D).to(tl.float32)) * factor
         tl.store(to_hidden + n.to(tl.int64)[:, None] * D + d[None, :], g, mask=mask)
-        g = -x.to(tl.float32) * (total * factor)[:, None]
+        g = _rows(hidden, n, real, d, D).to(tl.float32) * -(total * factor)[:, None]
         at = to_items + y.to(tl.int64)[:, None] * D + d[None, :]
         tl.atomic_add(at, g, mask=mask & (y >= 0)[:, None], sem="relaxed")
 
@@ -233,8 +237,7 @@ def to_chosen(
             n = tl.load(won + at, mask=real, other=0)
             sums = tl.load(won_lse + at, mask=real, other=float("inf")) - shift
             y = tl.load(targets + n, mask=real, other=-1)
-            mask = real[:, None] & (d < D)[None, :]
-            x = tl.load(hidden + n.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
+            x = _rows(hidden, n, real, d, D)
             s = tl.dot(w, tl.trans(x), input_precision="ieee") * LOG2E
             s = tl.where((j >= 0)[:, None] & (j[:, None] != y[None, :]), s, float("-inf"))
             p = tl.exp2(s - sums[None, :])

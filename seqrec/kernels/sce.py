@@ -8,7 +8,8 @@
 A step is: 16-bit copies (`buckets.prepare`), the positions and the items of every bucket (`top`: exact, bounded work),
 losses and winners, then gradients of the winning (position, bucket) pairs alone (`buckets`); eleven launches, nothing
 on the host depends on values, so that it can be captured. Beside the operands' copies and the gradients it holds
-tables of some n_buckets * (bucket_size_x + bucket_size_y) * 100 bytes, freed before the items' gradient is made.
+tables of 100 to 200 bytes for each of n_buckets * max(bucket_size_x, bucket_size_y), 20 MB at least on a large
+catalog, freed before the items' gradient is made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.kernels import buckets
+from seqrec.kernels import WIDEST, buckets
 from seqrec.kernels.launch import pointer, power_of_2
 from seqrec.kernels.mixture import mixed_centres
 from seqrec.kernels.tiles import Table, Tile, pick
@@ -57,6 +58,8 @@ def top_items(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | No
     """
     if k < 1:
         raise ValueError(f"k: got {k}; expected at least 1.")
+    if vectors_MD.shape[1] > WIDEST:
+        raise ValueError(f"vectors_MD: got {vectors_MD.shape[1]} columns; expected at most {WIDEST}.")
     _check_width("centres_BD", centres_BD, vectors_MD)
     return top_of(centres_BD.contiguous(), vectors_MD.contiguous(), k, _int64(count))
 
@@ -82,7 +85,7 @@ def sce(
 
     The value is NaN if a real row's target is no item, or an operand is infinite, NaN or beyond `dtype`; no memory
     outside the tensors is touched then either. Raises ValueError if bucket_size_y > V, a size is less than 1, a shape
-    does not fit, or `dtype` is none of the three.
+    does not fit, D > 512, or `dtype` is none of the three.
     """
     V = len(items_VD)
     if not 1 <= bucket_size_y <= V:
@@ -95,6 +98,8 @@ def sce(
         raise ValueError(f"targets_N: got shape {tuple(targets_N.shape)}; expected ({len(hidden_ND)},).")
     if len(centres) * bucket_size_x >= 2**31:
         raise ValueError(f"bucket_size_x: got {bucket_size_x}; expected n_buckets * bucket_size_x < 2^31.")
+    if hidden_ND.shape[1] > WIDEST:
+        raise ValueError(f"hidden_ND: got {hidden_ND.shape[1]} columns; expected at most {WIDEST}.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype}; expected one of {DTYPES}.")
     value, to_hidden, to_items, share = _sce(

@@ -34,8 +34,13 @@ LOWEST = tl.constexpr(-(2**31))
 """Key of no score at all."""
 
 _GROUPS_PER_K = 8
-_PROGRAMS = 528
-"""Of the scan: four for each multiprocessor of the largest GPU it is meant for."""
+_WAVES = {128: 396, 256: 264, 512: 132}
+"""Width up to which -> programs of the scan that run at a time: three, two or one for each multiprocessor of the
+largest GPU it is meant for. A launch is a whole number of such waves."""
+_REGISTERS = 168
+"""Of a thread of the scan, up to 128 columns: what lets three programs run on a multiprocessor, without spills."""
+_BLOCK = 1024
+"""Keys that a selecting program reads at a time."""
 _MOST_GROUPS = 2**20
 """What `_threshold` can count."""
 
@@ -246,8 +251,11 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
         return found.fill_(-1)
     tile, block_d = pick(TILES, D, vectors_MD.device), power_of_2(D)
     blocks = -(-n_centres // tile.rows)
-    wanted = max(-(-_GROUPS_PER_K * k // tile.columns), _PROGRAMS // blocks, 1)
-    across = min(wanted, _MOST_GROUPS // tile.columns, -(-M // tile.columns))
+    wave = max(1, _WAVES[min(width for width in _WAVES if width >= D)] // blocks)
+    needed, tiles = -(-_GROUPS_PER_K * k // tile.columns), -(-M // tile.columns)
+    # Short loops do not pay: the groups have to be read by one program.
+    wanted = min(-(-needed // wave) * wave, max(needed, -(-tiles // 16)))
+    across = min(wanted, _MOST_GROUPS // tile.columns, tiles)
     n_groups = across * tile.columns
     n_tiles = -(-M // n_groups)
     best, place, second = (centres_BD.new_empty((n_centres, n_groups), dtype=torch.int32) for _ in range(3))
@@ -255,15 +263,15 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
     _scan[(blocks, across)](
         centres_BD, vectors_MD, given, best, place, second, n_centres, M,
         D=D, BLOCK_D=block_d, BLOCK_B=tile.rows, BLOCK_V=tile.columns, COUNT=count is not None,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS if D <= 128 else None,
     )  # fmt: skip
-    rows = max(16, min(256, 16384 // block_d))
+    rows = max(16, min(256, 8192 // block_d))
     capacity = 2 * k + rows
     keys, ids = (centres_BD.new_empty((n_centres, capacity), dtype=torch.int32) for _ in range(2))
     again = centres_BD.new_empty((n_centres, k), dtype=torch.int32)
     _select[(n_centres,)](
         centres_BD, vectors_MD, given, best, place, second, keys, ids, again, found,
         M, n_groups, n_tiles, k, capacity,
-        D=D, BLOCK_D=block_d, BLOCK=2048, ROWS=rows, COUNT=count is not None, num_warps=8,
+        D=D, BLOCK_D=block_d, BLOCK=_BLOCK, ROWS=rows, COUNT=count is not None, num_warps=8,
     )  # fmt: skip
     return found

@@ -82,7 +82,7 @@ def test_top(B: int, M: int, D: int, k: int, count: int | None) -> None:
 def test_top_of_vectors_that_crowd_into_few_groups(D: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More good vectors than a buffer holds, in groups whose own best say little: cut to the best, again and again."""
     monkeypatch.setattr(top, "_GROUPS_PER_K", 1)
-    monkeypatch.setattr(top, "_PROGRAMS", 1)
+    monkeypatch.setattr(top, "_WAVES", {512: 1})
     vectors = normal(4000, D)
     vectors[torch.arange(4000, device=DEVICE) % 64 < 9] += 10 * normal(D, seed=1)
     assert_top(normal(D, seed=1)[None] + 0.1 * normal(2, D, seed=2), vectors, 20)
