@@ -108,19 +108,20 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "columns", "stretches"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "columns", "first_row", "n_block", "stretches"])
 def finish(
     low, items, targets, weights, heaviest, chunk, count, largest, mass, mixed, more_mixed,
-    losses, shifted, at_target, n_rows, n_items, reach, rounds, columns, stretches,
+    losses, shifted, at_target, n_rows, n_items, reach, rounds, columns, first_row, n_block, stretches,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, MIX: tl.constexpr,
 ):  # fmt: skip
-    """What is left of each position: its target joins the candidates unless it is one; loss, gradient, lse."""
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """What is left of a block's positions: their targets join the candidates, unless they are some; loss, gradient."""
+    in_block = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = first_row + in_block
     d = tl.arange(0, BLOCK_D)
-    inside = i < n_rows
+    inside = (in_block < n_block) & (i < n_rows)
     n = real_rows(count, n_rows, COUNTED)
-    live = i < n
+    live = inside & (i < n)
     g = tl.where(live, 1.0 / tl.maximum(n, 1).to(tl.float32), 0.0)
     scaled = g * 0
     if WEIGHTED:
@@ -142,20 +143,20 @@ def finish(
 
     m = positive
     for stretch in range(0, stretches):
-        at = tl.cast(stretch, tl.int64) * n_rows + i
+        at = tl.cast(stretch, tl.int64) * n_block + in_block
         m = tl.maximum(m, tl.load(largest + at, mask=live, other=-1.0e30))
     joined = tl.where(found, 0.0, tl.exp2(positive - m))
     l = joined  # noqa: E741
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for stretch in range(0, stretches):
-        at = tl.cast(stretch, tl.int64) * n_rows + i
+        at = tl.cast(stretch, tl.int64) * n_block + in_block
         share = tl.exp2(tl.load(largest + at, mask=live, other=-1.0e30) - m)
         l += tl.load(mass + at, mask=live, other=0.0) * share  # noqa: E741
         if MIX:
             if stretch == 0:
                 mix += tl.load(mixed + i[:, None] * D + d[None, :], mask=mask, other=0.0) * share[:, None]
             else:
-                place = more_mixed + (at - n_rows)[:, None] * D + d[None, :]
+                place = more_mixed + (at - n_block)[:, None] * D + d[None, :]
                 mix += tl.load(place, mask=mask, other=0.0) * share[:, None]
     l = tl.where(live, l, 1.0)  # noqa: E741
     lse = m + tl.log2(l)

@@ -40,7 +40,10 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 x 16, so that small shapes have many tiles, and several of them in a window."""
     small = {9: {512: Tile(16, 16, 4, 2)}}
-    monkeypatch.setattr(rece_launch, "TILES", {"forward": small, "backward": small})
+    monkeypatch.setattr(rece_launch, "TILES", dict.fromkeys(rece_launch.TILES, small))
+    monkeypatch.setattr(rece_launch, "WORDS", 2)  # blocks of 64 positions
+    monkeypatch.setattr(rece_launch, "ROOM", 0)
+    monkeypatch.setattr(rece_launch, "COLLECTED", 32)
     monkeypatch.setattr(rece_tables, "TILES", small)
 
 
@@ -98,19 +101,25 @@ def same(
 def test_values_and_gradients(N: int, V: int, D: int, rounds: int, n_chunks: int, reach: int) -> None:
     hidden, items, targets, projections = case(N, V, D, rounds, n_chunks)
     tables = hash_chunks(hidden, items, projections, n_chunks, **EXACT)
-    same(hidden, items, targets, None, tables, reach)
+    sparse = same(hidden, items, targets, None, tables, reach, dense=False)
+    for one, other in zip(sparse, same(hidden, items, targets, None, tables, reach, dense=True), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_tiles_of_a_gpu() -> None:
+def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rece_launch, "WORDS", 2)  # three groups of 64 positions a block
     hidden, items, targets, projections = case(130, 321, 64, 2, 5)
     tables = hash_chunks(hidden, items, projections, 5, **EXACT)
-    same(hidden, items, targets, normal(130, seed=5).abs(), tables, 1)
+    for dense in (False, True):
+        same(hidden, items, targets, normal(130, seed=5).abs(), tables, 1, dense=dense)
 
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("count", [0, 1, 23, 40])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_spare_rows_change_nothing(count: int, weighted: bool) -> None:
+@pytest.mark.parametrize(("weighted", "dense"), [(False, False), (True, False), (True, True)])
+def test_spare_rows_change_nothing(count: int, weighted: bool, dense: bool) -> None:
     hidden, items, targets, projections = case(40, 50, 16, 2, 7)
     weights = normal(40, seed=5).abs() if weighted else None
     if weights is not None:
@@ -118,13 +127,13 @@ def test_spare_rows_change_nothing(count: int, weighted: bool) -> None:
         weights[count:] = 0
     real = torch.tensor(count, device=DEVICE)
     tables = hash_chunks(hidden, items, projections, 7, real, **EXACT)
-    whole = same(hidden, items, targets, weights, tables, 1, real)
+    whole = same(hidden, items, targets, weights, tables, 1, real, dense=dense)
     assert whole[1] is not None
     assert not whole[1][count:].any()
     if count:
         alone = None if weights is None else weights[:count]
         few = hash_chunks(hidden[:count], items, projections, 7, **EXACT)
-        part = same(hidden[:count], items, targets[:count], alone, few, 1)
+        part = same(hidden[:count], items, targets[:count], alone, few, 1, dense=dense)
         assert part[1] is not None
         assert part[2] is not None
         close(whole[0], part[0])
@@ -249,7 +258,7 @@ def test_registration() -> None:
     tables = hash_chunks(hidden, items, projections, 3, count, **EXACT)
     tests = ("test_schema", "test_faketensor")
     for gradients in (True, False):
-        rest = (3, 1, count, torch.float32, gradients)
+        rest = (3, 1, count, torch.float32, not gradients, gradients)
         torch.library.opcheck(module._rece, (hidden, items, targets, weights, projections, *rest), test_utils=tests)
         given = (hidden, items, targets, None, tables.order, tables.chunk, *rest)
         torch.library.opcheck(module._rece_from_tables, given, test_utils=tests)
@@ -275,11 +284,13 @@ def scaled(N: int, V: int, D: int, rounds: int, n_buckets: int, sd: float) -> tu
         (torch.bfloat16, 12.0, 1e-3, 1.5e-2),
     ],
 )
-@pytest.mark.parametrize("rounds", [1, 2, 8, 12])
-def test_real_shapes(rounds: int, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float) -> None:
+@pytest.mark.parametrize(("rounds", "dense"), [(1, False), (2, False), (8, False), (12, False), (3, True), (40, True)])
+def test_real_shapes(
+    rounds: int, dense: bool, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float
+) -> None:
     hidden, items, targets, projections = scaled(2048, 20_001, 64, rounds, 156, sd)
     tables = hash_chunks(hidden, items, projections, 156, dtype=dtype)
-    found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype)
+    found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype, dense=dense)
     wanted = twin.rece_from_tables(hidden.double(), items.double(), targets, tables=tables, reach=2)
     assert abs(float(found[0] / wanted[0]) - 1) <= of_value
     close(found[1], wanted[1], of_gradients)
