@@ -87,11 +87,11 @@ def same(
 @pytest.mark.parametrize(
     ("N", "V", "D", "rounds", "n_chunks", "reach"),
     [
-        (37, 101, 24, 1, 7, 1),
-        (60, 133, 16, 2, 7, 0),
-        (33, 80, 24, 4, 9, 1),
-        (35, 50, 20, 9, 13, 1),
-        (17, 35, 16, 12, 11, 0),
+        (37, 50, 24, 1, 7, 1),
+        (50, 97, 16, 2, 7, 0),
+        (33, 50, 24, 4, 9, 1),
+        (19, 33, 24, 9, 13, 1),
+        (9, 20, 16, 12, 11, 0),
         (40, 41, 16, 3, 5, 9),
         (1, 1, 16, 2, 3, 1),
         (1, 50, 16, 1, 1, 0),
@@ -117,8 +117,10 @@ def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("count", [0, 1, 23, 40])
-@pytest.mark.parametrize(("weighted", "dense"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("count", "weighted", "dense"),
+    [(0, False, False), (0, True, True), (1, True, False), (23, True, False), (23, False, True), (40, True, False)],
+)
 def test_spare_rows_change_nothing(count: int, weighted: bool, dense: bool) -> None:
     hidden, items, targets, projections = case(40, 50, 16, 2, 7)
     weights = normal(40, seed=5).abs() if weighted else None
@@ -143,7 +145,7 @@ def test_spare_rows_change_nothing(count: int, weighted: bool, dense: bool) -> N
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("count", [None, 29])
-@pytest.mark.parametrize("n_buckets", [1, 6, 16, 40])
+@pytest.mark.parametrize("n_buckets", [1, 6, 40])
 def test_tables(n_buckets: int, count: int | None) -> None:
     hidden, items, _, projections = case(43, 150, 24, 3, n_buckets)
     real = None if count is None else torch.tensor(count, device=DEVICE)
@@ -157,7 +159,7 @@ def test_tables(n_buckets: int, count: int | None) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_the_whole_way_and_what_is_left_out() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1}
     found = rece(hidden, items, targets, **given, **EXACT)
     for one, other in zip(found, twin.rece(hidden.double(), items.double(), targets, **given), strict=True):
@@ -169,8 +171,8 @@ def test_the_whole_way_and_what_is_left_out() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_repeats_to_the_bit_but_for_targets() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 3, 6)
-    targets = torch.randperm(77, generator=torch.Generator().manual_seed(1))[:30].to(DEVICE)  # no two add to one row
+    hidden, items, targets, projections = case(20, 41, 16, 3, 6)
+    targets = torch.randperm(41, generator=torch.Generator().manual_seed(1))[:20].to(DEVICE)  # no two add to one row
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1, **EXACT}
     first, second = (rece(hidden, items, targets, **given) for _ in range(2))
     for one, other in zip(first, second, strict=True):
@@ -190,7 +192,7 @@ def test_half_precision() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_strides_and_other_dtypes() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     tables = hash_chunks(hidden, items, projections, 6, **EXACT)
     strided = targets.repeat_interleave(2)[::2].int()
     found = rece_from_tables(hidden.T.contiguous().T, items.double(), strided, tables=tables, reach=1, **EXACT)
@@ -199,9 +201,9 @@ def test_strides_and_other_dtypes() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("target", [-1, 77, 2**40, -(2**40)])
+@pytest.mark.parametrize("target", [-1, 41, 2**40])
 def test_a_target_that_is_no_item(target: int) -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     targets[3] = target
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1}
     value, _, to_items = rece(hidden, items, targets, **given, **EXACT)
@@ -212,10 +214,9 @@ def test_a_target_that_is_no_item(target: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("where", ["hidden", "items"])
+@pytest.mark.parametrize(("where", "bad"), [("hidden", torch.nan), ("items", torch.inf), ("hidden", -torch.inf)])
 def test_no_number_comes_of_no_numbers(where: str, bad: float) -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     (hidden if where == "hidden" else items)[targets[0] if where == "items" else 2] = bad
     value, _, _ = rece(hidden, items, targets, projections=projections, n_chunks=6, reach=1, **EXACT)
     assert not value.isfinite()
