@@ -120,13 +120,14 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "first_row", "n_block"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "first_64", "n_block"])
 def backward(
-    low, bits, shifted, heaviest, count, to_items, n_rows, n_items, first_row, n_block,
+    low, bits, shifted, heaviest, count, to_items, n_rows, n_items, first_64, n_block,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LATER: tl.constexpr,
     COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block's share of the items' gradient: stored by the first block, added by later ones."""
+    first_row = first_64 * 64  # a multiple that the compiler sees: loads are wide
     tl.static_assert(COLUMNS <= 64, "two words of bits")
     j = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = j < n_items
@@ -142,7 +143,7 @@ def backward(
         in_high = tl.where(bit < 32, 0, 1 << (bit % 32))
         row = first_row + in_block
         there = row < n_rows
-        lse = tl.load(shifted + row, mask=there, other=float("inf"))
+        lse = tl.load(shifted + row)  # padded; beyond the last position no bit is set
         x = tl.load(
             low + row.to(tl.int64)[:, None] * D + d[None, :], mask=there[:, None] & wide[None, :], other=0.0
         )  # fmt: skip

@@ -54,7 +54,7 @@ TILES: dict[str, Table] = {
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
             128: Tile(64, 64, 4, 3),
-            256: Tile(128, 64, 8, 3),
+            256: Tile(64, 64, 8, 2),
             512: Tile(64, 32, 8, 2),
         },
     },
@@ -79,7 +79,7 @@ ROOM = 160 * 2**20
 """Bytes that the bits of a block of positions may take; 512 positions are a block at least."""
 
 UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4}
-"""Words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
+"""32-bit words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
 
 
 def _packed(device: torch.device) -> bool:
@@ -115,7 +115,7 @@ class Step:
     def run(self, dense: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(value, to_hidden, to_items); without gradients those are (0, D)."""
         N, D = self.hidden.shape
-        losses, shifted, at_target = self.new(3, N)
+        (losses, at_target), shifted = self.new(2, N), self.new(N + 64)
         to_hidden = self.new(N if self.gradients else 0, D)
         to_items = self.new(0, D)
         heaviest = self.low if self.weights is None else self.weights.max()
@@ -177,37 +177,36 @@ def _by_rounds(
     kernels.windows[(triton.cdiv(n_all, 1024),)](
         window, step.real(), N, V, tables.n_chunks, reach, BLOCK=1024, COUNTED=step.count is not None
     )
-    most = rounds // 2
-    words = order.new_empty((max(most, UNROLLED.get(most, 0)), n_all)) if rounds > 1 else order
+    length = 16 * (triton.cdiv(N, 16) + triton.cdiv(V, 16) + 32)
+    words = order.new_empty((triton.cdiv(rounds - 1, 4), length), dtype=torch.int64)
     largest, mass = step.new(2, stretches, N)
     more = step.new(stretches - 1, N, D) if step.gradients and stretches > 1 else to_hidden
     options = {**step.width(), "PACKED": _packed(low.device), "EXACT": low.dtype == torch.float32}
 
     def pack(number: int) -> tuple[int, int]:
-        """Words of earlier chunks in this round's order: how many, and the kernel's name for it."""
-        n_words = (number + 1) // 2
-        unrolled = UNROLLED.get(n_words, -1)
-        n_words = max(n_words, unrolled)
+        """Earlier chunks in this round's order: 64-bit words of them, and the 32-bit ones a kernel unrolls."""
+        n_long = triton.cdiv(number, 4)
         if number:
-            grid, columns = (triton.cdiv(n_all, 256),), tables.chunk.shape[1]
-            rece_pairs.pack[grid](words, order, chunk, n_all, number, columns, n_words, BLOCK=256)
-        return n_words, unrolled
+            grid = (triton.cdiv(n_all, 256),)
+            rece_pairs.pack[grid](words, order, chunk, N, V, number, tables.chunk.shape[1], n_long, BLOCK=256)
+        return n_long, UNROLLED.get(triton.cdiv(number, 2), -1)
 
     for number in range(rounds):
-        n_words, unrolled = pack(number)
+        n_long, unrolled = pack(number)
         kernels.forward[(tiles, stretches)](
-            low, order, window, words, largest, mass, to_hidden, more, N, V, reach, number, n_words, **options,
+            low, order, window, words, largest, mass, to_hidden, more, N, V, reach, number, n_long, **options,
             ROWS=of_rows.rows, COLUMNS=of_rows.columns, WORDS=unrolled, MIX=step.gradients, **of_rows.options(),
         )  # fmt: skip
     step.finish((largest, mass, to_hidden, more), (losses, shifted, at_target), 0, N, heaviest)
     if not step.gradients:
         return step.new(0, D)
     del more, largest, mass
-    to_items = step.new(V, D)
+    to_items, sorted_lse = step.new(V, D), step.new(N + 512)
     for number in range(rounds):
-        n_words, unrolled = pack(number)
+        rece_pairs.permute[(triton.cdiv(N, 256),)](sorted_lse, shifted, order, N, n_all, number, BLOCK=256)
+        n_long, unrolled = pack(number)
         kernels.backward[(triton.cdiv(V, of_items.rows),)](
-            low, order, window, words, shifted, heaviest, step.real(), to_items, N, V, reach, number, n_words,
+            low, order, window, words, sorted_lse, heaviest, step.real(), to_items, N, V, reach, number, n_long,
             **options, ROWS=of_items.rows, COLUMNS=of_items.columns, WORDS=unrolled, **step.flags(),
             **of_items.options(),
         )  # fmt: skip
@@ -250,7 +249,7 @@ def _by_blocks(
         step.finish((largest, mass, to_hidden, more), (losses, shifted, at_target), first, n, heaviest)
         if step.gradients:
             rece_dense.backward[(triton.cdiv(V, of_items.rows),)](
-                low, bits, shifted, heaviest, step.real(), to_items, N, V, first, n, **options,
+                low, bits, shifted, heaviest, step.real(), to_items, N, V, first // 64, n, **options,
                 ROWS=of_items.rows, COLUMNS=of_items.columns, LATER=first > 0, **step.flags(), **of_items.options(),
             )  # fmt: skip
     return to_items
