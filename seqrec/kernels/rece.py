@@ -7,7 +7,8 @@
 
 `rece_tables` hashes, `rece_kernels` walks over the pairs. Nothing of size (n_buckets, V) or (N, candidates) exists:
 beside a 16-bit copy of both tables and the gradients there are 6 bytes a vector and round, 8 a vector, and 2 more a
-vector and round from the second round on. Repeatable to the bit except for the targets' share of the items' gradient,
+vector and round from the second round on (where rounds reach most pairs: `rece_dense`, 2 bytes a vector and round, and
+bits of a block of positions). Repeatable to the bit except for the targets' share of the items' gradient,
 which is N atomic additions of rows. Launches: 11 and a sort for one round, 6 and a sort for each more.
 """
 
@@ -19,8 +20,25 @@ import torch
 from torch import Tensor
 
 from seqrec.kernels import rece_tables
-from seqrec.kernels.rece_launch import compute
+from seqrec.kernels.rece_launch import Step, is_dense
 from seqrec.kernels.rece_tables import MOST_BUCKETS, Tables
+
+
+def _run(
+    low: Tensor,
+    tables: Tables,
+    hidden: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    reach: int,
+    count: Tensor | None,
+    dense: bool,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = None if weights is None else weights.contiguous()
+    reach = min(reach, tables.n_chunks)
+    return Step(low, tables, hidden, items, targets.contiguous(), weights, reach, count, gradients).run(dense)
 
 
 def _nothing(hidden: Tensor, items: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,14 +62,15 @@ def _rece(
     reach: int,
     count: Tensor | None,
     dtype: torch.dtype,
+    dense: bool,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
         return _nothing(hidden, items, gradients)
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
-    tables = rece_tables.make(low, projections, len(hidden), n_chunks, count)
-    return compute(low, tables, hidden, items, targets, weights, reach, count, gradients)
+    tables = rece_tables.make(low, projections, len(hidden), n_chunks, count, orders=not dense)
+    return _run(low, tables, hidden, items, targets, weights, reach, count, dense, gradients)
 
 
 @_rece.register_fake
@@ -65,6 +84,7 @@ def _(
     reach: int,
     count: Tensor | None,
     dtype: torch.dtype,
+    dense: bool,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _shapes(hidden, items, gradients)
@@ -82,13 +102,15 @@ def _rece_from_tables(
     reach: int,
     count: Tensor | None,
     dtype: torch.dtype,
+    dense: bool,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
         return _nothing(hidden, items, gradients)
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
-    return compute(low, Tables(order, chunk, n_chunks), hidden, items, targets, weights, reach, count, gradients)
+    tables = Tables(order, chunk, len(order), n_chunks)
+    return _run(low, tables, hidden, items, targets, weights, reach, count, dense, gradients)
 
 
 @_rece_from_tables.register_fake
@@ -103,6 +125,7 @@ def _(
     reach: int,
     count: Tensor | None,
     dtype: torch.dtype,
+    dense: bool,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _shapes(hidden, items, gradients)
@@ -148,6 +171,7 @@ def rece_from_tables(
     reach: int,
     count: Tensor | None = None,
     dtype: torch.dtype = torch.float16,
+    dense: bool | None = None,
     gradients: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `rece`, with tables that exist already: of the same positions, items and count."""
@@ -156,7 +180,7 @@ def rece_from_tables(
         raise ValueError(f"tables: got orders of {tables.order.shape[1]}; expected one of N + V vectors.")
     found = _rece_from_tables(
         hidden_ND.detach(), items_VD.detach(), targets_N, weights_N, tables.order, tables.chunk, tables.n_chunks,
-        reach, count, dtype, gradients,
+        reach, count, dtype, is_dense(tables.rounds, tables.n_chunks, reach) if dense is None else dense, gradients,
     )  # fmt: skip
     return found if gradients else (found[0], None, None)
 
@@ -172,6 +196,7 @@ def rece(
     reach: int,
     count: Tensor | None = None,
     dtype: torch.dtype = torch.float16,
+    dense: bool | None = None,
     gradients: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(sum_i weight_i loss_i, its gradient by the states (N, D), by the items (V, D)), float32; the module's equations.
@@ -179,14 +204,15 @@ def rece(
     projections: (rounds, n_buckets, D) random directions, drawn by the caller. reach: chunks to each side that a
     position sees beside its own. weights_N: >= 0; None: one over the real positions each. count: () integer on the
     device, how many positions are real; the others lie behind them, take part in nothing and get no gradient; None: all
-    are. dtype: of the products' operands; float32 is slow and exact. gradients: False: value alone, and None twice.
+    are. dtype: of the products' operands; float32 is slow and exact. dense: whether to score every pair once instead of
+    each round's; the same values, and None: what is expected to be faster. gradients: False: value alone, None twice.
     A target that is no item makes the value NaN. Raises ValueError for arguments that do not fit.
     """
     _check(hidden_ND, items_VD, targets_N, weights_N, n_chunks, reach, count)
     _check_projections(projections, hidden_ND.shape[1])
     found = _rece(
         hidden_ND.detach(), items_VD.detach(), targets_N, weights_N, projections, n_chunks, reach, count, dtype,
-        gradients,
+        is_dense(len(projections), n_chunks, reach) if dense is None else dense, gradients,
     )  # fmt: skip
     return found if gradients else (found[0], None, None)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seqrec.kernels.rece_pairs import counted_pairs, residents
+from seqrec.kernels.rece_pairs import counted_pairs, items_at, residents, stride
 from seqrec.kernels.rece_tables import chunk_of, real_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -41,9 +41,9 @@ def windows(
     tl.store(window + n_all + t, tl.where(spare, 0, end).to(tl.int32), mask=t < n_all)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "number", "n_words"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "number", "n_long"])
 def forward(
-    low, order, window, words, largest, mass, mixed, more_mixed, n_rows, n_items, reach, number, n_words,
+    low, order, window, words, largest, mass, mixed, more_mixed, n_rows, n_items, reach, number, n_long,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     WORDS: tl.constexpr, PACKED: tl.constexpr, MIX: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -59,11 +59,12 @@ def forward(
     d = tl.arange(0, BLOCK_D)
     wide = d < D
     x = tl.load(low + row[:, None] * D + d[None, :], mask=inside[:, None] & wide[None, :], other=0.0)
-    a0, a1, a2, a3 = residents(words, n_all, rank, inside, number, reach, WORDS)
-    begin, stop = tl.min(first, 0), tl.max(end, 0)
-    width = tl.cdiv(tl.cdiv(tl.maximum(stop - begin, 0), tl.num_programs(1)), COLUMNS) * COLUMNS
+    length = stride(n_rows, n_items)
+    a0, a1, a2, a3 = residents(words + rank, rank, length, number, reach, WORDS)
     # Windows of spare positions start beyond everything: no sum of theirs may overflow.
-    begin = tl.minimum(begin, n_items) + stretch * width
+    begin, stop = tl.minimum(tl.min(first, 0), n_items) // 16 * 16, tl.max(end, 0)
+    width = tl.cdiv(tl.cdiv(tl.maximum(stop - begin, 0), tl.num_programs(1)), COLUMNS) * COLUMNS
+    begin += stretch * width
     stop = tl.minimum(stop, begin + width)
     end = tl.minimum(end, stop)
 
@@ -77,7 +78,7 @@ def forward(
         w = tl.load(low + item[:, None] * D + d[None, :], mask=wide[None, :], other=0.0)
         s = tl.dot(x, tl.trans(w), input_precision="ieee" if EXACT else "tf32")
         keep = counted_pairs(
-            s, first, end, j, words, n_all, rank, n_rows + j, inside, streams, a0, a1, a2, a3, number, reach, n_words,
+            first, end, j, words + rank, words + (items_at(n_rows) + j), a0, a1, a2, a3, length, number, reach, n_long,
             ROWS, COLUMNS, WORDS, PACKED,
         )  # fmt: skip
         s = tl.where(keep, s * LOG2E, float("-inf"))
@@ -108,19 +109,20 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "columns", "stretches"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "columns", "first_row", "n_block", "stretches"])
 def finish(
     low, items, targets, weights, heaviest, chunk, count, largest, mass, mixed, more_mixed,
-    losses, shifted, at_target, n_rows, n_items, reach, rounds, columns, stretches,
+    losses, shifted, at_target, n_rows, n_items, reach, rounds, columns, first_row, n_block, stretches,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, MIX: tl.constexpr,
 ):  # fmt: skip
-    """What is left of each position: its target joins the candidates unless it is one; loss, gradient, lse."""
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """What is left of a block's positions: their targets join the candidates, unless they are some; loss, gradient."""
+    in_block = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = first_row + in_block
     d = tl.arange(0, BLOCK_D)
-    inside = i < n_rows
+    inside = (in_block < n_block) & (i < n_rows)
     n = real_rows(count, n_rows, COUNTED)
-    live = i < n
+    live = inside & (i < n)
     g = tl.where(live, 1.0 / tl.maximum(n, 1).to(tl.float32), 0.0)
     scaled = g * 0
     if WEIGHTED:
@@ -142,20 +144,20 @@ def finish(
 
     m = positive
     for stretch in range(0, stretches):
-        at = tl.cast(stretch, tl.int64) * n_rows + i
+        at = tl.cast(stretch, tl.int64) * n_block + in_block
         m = tl.maximum(m, tl.load(largest + at, mask=live, other=-1.0e30))
     joined = tl.where(found, 0.0, tl.exp2(positive - m))
     l = joined  # noqa: E741
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for stretch in range(0, stretches):
-        at = tl.cast(stretch, tl.int64) * n_rows + i
+        at = tl.cast(stretch, tl.int64) * n_block + in_block
         share = tl.exp2(tl.load(largest + at, mask=live, other=-1.0e30) - m)
         l += tl.load(mass + at, mask=live, other=0.0) * share  # noqa: E741
         if MIX:
             if stretch == 0:
                 mix += tl.load(mixed + i[:, None] * D + d[None, :], mask=mask, other=0.0) * share[:, None]
             else:
-                place = more_mixed + (at - n_rows)[:, None] * D + d[None, :]
+                place = more_mixed + (at - n_block)[:, None] * D + d[None, :]
                 mix += tl.load(place, mask=mask, other=0.0) * share[:, None]
     l = tl.where(live, l, 1.0)  # noqa: E741
     lse = m + tl.log2(l)
@@ -173,9 +175,9 @@ def finish(
         tl.store(at_target + i, tl.where(counts & known, g * (share - 1), 0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "number", "n_words"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "number", "n_long"])
 def backward(
-    low, order, window, words, shifted, heaviest, count, to_items, n_rows, n_items, reach, number, n_words,
+    low, order, window, words, sorted_lse, heaviest, count, to_items, n_rows, n_items, reach, number, n_long,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr,
     PACKED: tl.constexpr, COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -190,17 +192,19 @@ def backward(
     d = tl.arange(0, BLOCK_D)
     wide = d < D
     w = tl.load(low + vector[:, None] * D + d[None, :], mask=inside[:, None] & wide[None, :], other=0.0)
-    a0, a1, a2, a3 = residents(words, n_all, n_rows + rank, inside, number, reach, WORDS)
+    length = stride(n_rows, n_items)
+    resident = words + (items_at(n_rows) + rank)
+    a0, a1, a2, a3 = residents(resident, rank, length, number, reach, WORDS)
     gradient = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for start in range(tl.min(first, 0), tl.max(end, 0), COLUMNS):
+    for start in range(tl.minimum(tl.min(first, 0), n_rows) // 16 * 16, tl.max(end, 0), COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         streams = j < n_rows
         row = tl.load(order + j, mask=streams, other=0).to(tl.int64)
-        lse = tl.load(shifted + row)
+        lse = tl.load(sorted_lse + j)
         x = tl.load(low + row[:, None] * D + d[None, :], mask=wide[None, :], other=0.0)
         s = tl.dot(w, tl.trans(x), input_precision="ieee" if EXACT else "tf32")
         keep = counted_pairs(
-            s, first, end, j, words, n_all, n_rows + rank, j, inside, streams, a0, a1, a2, a3, number, reach, n_words,
+            first, end, j, resident, words + j, a0, a1, a2, a3, length, number, reach, n_long,
             ROWS, COLUMNS, WORDS, PACKED,
         )  # fmt: skip
         p = tl.where(keep, tl.exp2(s * LOG2E - lse[None, :]), 0.0)

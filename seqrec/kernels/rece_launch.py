@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
-from seqrec.kernels import rece_kernels as kernels, rece_pairs
+from seqrec.kernels import rece_dense, rece_kernels as kernels, rece_pairs
 from seqrec.kernels.launch import pointer, power_of_2
 from seqrec.kernels.rece_tables import Tables
 from seqrec.kernels.tiles import Table, Tile, pick
@@ -22,7 +22,7 @@ TILES: dict[str, Table] = {
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
             128: Tile(64, 64, 4, 3),
-            256: Tile(64, 64, 4, 3),
+            256: Tile(64, 64, 8, 3),
             512: Tile(64, 32, 8, 2),
         },
     },
@@ -33,7 +33,28 @@ TILES: dict[str, Table] = {
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
             128: Tile(64, 64, 4, 3),
-            256: Tile(64, 64, 4, 3),
+            256: Tile(64, 64, 8, 3),
+            512: Tile(64, 32, 8, 2),
+        },
+    },
+    # As the first two, of pairs that are all scored: 64 positions at most.
+    "dense forward": {
+        8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
+        9: {
+            32: Tile(64, 128, 4, 3),
+            64: Tile(64, 128, 4, 3),
+            128: Tile(64, 64, 4, 3),
+            256: Tile(64, 64, 8, 3),
+            512: Tile(64, 32, 8, 2),
+        },
+    },
+    "dense backward": {
+        8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
+        9: {
+            32: Tile(64, 64, 4, 3),
+            64: Tile(64, 64, 4, 3),
+            128: Tile(64, 64, 4, 3),
+            256: Tile(64, 64, 8, 2),
             512: Tile(64, 32, 8, 2),
         },
     },
@@ -45,8 +66,20 @@ card."""
 
 MOST_STRETCHES = 16
 
+MOST_DENSE_STRETCHES = 64
+
+WORDS = 16
+"""Of 32 positions each, that an entry of the look-up table holds: 64 bytes, so that a round's entries of a few hundred
+chunks stay in the first cache."""
+
+COLLECTED = 128
+"""Items whose bits a program collects."""
+
+ROOM = 160 * 2**20
+"""Bytes that the bits of a block of positions may take; 512 positions are a block at least."""
+
 UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4}
-"""Words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
+"""32-bit words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
 
 
 def _packed(device: torch.device) -> bool:
@@ -55,77 +88,168 @@ def _packed(device: torch.device) -> bool:
     return on_device and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def compute(
-    low: Tensor,
-    tables: Tables,
-    hidden: Tensor,
-    items: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    reach: int,
-    count: Tensor | None,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (N, D), V = hidden.shape, len(items)
-    targets, weights = targets.contiguous(), None if weights is None else weights.contiguous()
-    rounds, n_all = tables.order.shape
-    columns = tables.chunk.shape[1]
+def is_dense(rounds: int, n_chunks: int, reach: int) -> bool:
+    """Whether scoring every pair once takes less time than walking over each round's windows.
+
+    Both in units of exact cross-entropy. A window costs its pairs, a chunk more for tiles that cross borders, and each
+    earlier round a test; scoring everything costs the masks of the products and of each round.
+    """
+    share = min(1.0, (2 * reach + 2) / n_chunks)
+    return rounds * share * (1.1 + 0.043 * rounds) > 1.6 + 0.011 * rounds
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What both paths know and do."""
+
+    low: Tensor
+    tables: Tables
+    hidden: Tensor
+    items: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    reach: int
+    count: Tensor | None
+    gradients: bool
+
+    def run(self, dense: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(value, to_hidden, to_items); without gradients those are (0, D)."""
+        N, D = self.hidden.shape
+        (losses, at_target), shifted = self.new(2, N), self.new(N + 64)
+        to_hidden = self.new(N if self.gradients else 0, D)
+        to_items = self.new(0, D)
+        heaviest = self.low if self.weights is None else self.weights.max()
+        walk = _by_blocks if dense else _by_rounds
+        to_items = walk(self, to_hidden, losses, shifted, at_target, heaviest)
+        if self.gradients:
+            block = self.block()
+            kernels.add_targets[(triton.cdiv(N, block),)](
+                self.hidden, self.targets, at_target, to_items, N, **self.width(), ROWS=block
+            )
+        return losses.sum(), to_hidden, to_items
+
+    def new(self, *shape: int) -> Tensor:
+        made: Tensor = self.low.new_empty(shape, dtype=torch.float32)
+        return made
+
+    def width(self) -> dict[str, int]:
+        D = self.hidden.shape[1]
+        return {"D": D, "BLOCK_D": power_of_2(D)}
+
+    def block(self) -> int:
+        """Positions that a program finishes at once."""
+        return max(1, min(32, 4096 // self.width()["BLOCK_D"]))
+
+    def real(self) -> Tensor:
+        return pointer(self.count, self.low)
+
+    def pick(self, kind: str) -> Tile:
+        return pick(TILES[kind], self.hidden.shape[1], self.low.device)
+
+    def flags(self) -> dict[str, bool]:
+        return {"COUNTED": self.count is not None, "WEIGHTED": self.weights is not None}
+
+    def finish(
+        self, state: tuple[Tensor, ...], results: tuple[Tensor, ...], first: int, n: int, heaviest: Tensor
+    ) -> None:
+        """state: largest, mass, to_hidden, what further stretches mixed; results: losses, shifted, at_target."""
+        N, V, block = len(self.hidden), len(self.items), self.block()
+        chunk = self.tables.chunk
+        kernels.finish[(triton.cdiv(n, block),)](
+            self.low, self.items, self.targets, pointer(self.weights, self.low), heaviest, chunk, self.real(), *state,
+            *results, N, V, self.reach, self.tables.rounds, chunk.shape[1], first, n, len(state[0]),
+            **self.width(), ROWS=block, **self.flags(), MIX=self.gradients,
+        )  # fmt: skip
+
+
+def _by_rounds(
+    step: Step, to_hidden: Tensor, losses: Tensor, shifted: Tensor, at_target: Tensor, heaviest: Tensor
+) -> Tensor:
+    """Each round's windows, one after another."""
+    low, tables, reach = step.low, step.tables, step.reach
+    (N, D), V, rounds = step.hidden.shape, len(step.items), tables.rounds
+    n_all = N + V
     order, chunk = tables.order, tables.chunk.view(torch.int32)
-    reach = min(reach, tables.n_chunks)
-    real = pointer(count, tables.order)
-    heaviest = low if weights is None else weights.max()
-    counted = count is not None
-    of_rows, of_items = pick(TILES["forward"], D, low.device), pick(TILES["backward"], D, low.device)
+    of_rows, of_items = step.pick("forward"), step.pick("backward")
     tiles = triton.cdiv(N, of_rows.rows)
     stretches = max(1, min(triton.cdiv(PROGRAMS, tiles), MOST_STRETCHES))
-    new: dict[str, Any] = {"dtype": torch.float32}
-
     window = order.new_empty((2, n_all))
     kernels.windows[(triton.cdiv(n_all, 1024),)](
-        window, real, N, V, tables.n_chunks, reach, BLOCK=1024, COUNTED=counted
+        window, step.real(), N, V, tables.n_chunks, reach, BLOCK=1024, COUNTED=step.count is not None
     )
-    most = rounds // 2
-    words = order.new_empty((max(most, UNROLLED.get(most, 0)), n_all)) if rounds > 1 else order
-    largest, mass = low.new_empty((2, stretches, N), **new)
-    to_hidden = low.new_empty((N if gradients else 0, D), **new)
-    more = low.new_empty((stretches - 1, N, D), **new) if gradients and stretches > 1 else to_hidden
-    width = {"D": D, "BLOCK_D": power_of_2(D)}
-    options = {**width, "PACKED": _packed(low.device), "EXACT": low.dtype == torch.float32}
+    length = 16 * (triton.cdiv(N, 16) + triton.cdiv(V, 16) + 32)
+    words = order.new_empty((triton.cdiv(rounds - 1, 4), length), dtype=torch.int64)
+    largest, mass = step.new(2, stretches, N)
+    more = step.new(stretches - 1, N, D) if step.gradients and stretches > 1 else to_hidden
+    options = {**step.width(), "PACKED": _packed(low.device), "EXACT": low.dtype == torch.float32}
 
     def pack(number: int) -> tuple[int, int]:
-        """Words of earlier chunks in this round's order: how many, and the kernel's name for it."""
-        n_words = (number + 1) // 2
-        unrolled = UNROLLED.get(n_words, -1)
-        n_words = max(n_words, unrolled)
+        """Earlier chunks in this round's order: 64-bit words of them, and the 32-bit ones a kernel unrolls."""
+        n_long = triton.cdiv(number, 4)
         if number:
-            rece_pairs.pack[(triton.cdiv(n_all, 256),)](words, order, chunk, n_all, number, columns, n_words, BLOCK=256)
-        return n_words, unrolled
+            grid = (triton.cdiv(n_all, 256),)
+            rece_pairs.pack[grid](words, order, chunk, N, V, number, tables.chunk.shape[1], n_long, BLOCK=256)
+        return n_long, UNROLLED.get(triton.cdiv(number, 2), -1)
 
     for number in range(rounds):
-        n_words, unrolled = pack(number)
+        n_long, unrolled = pack(number)
         kernels.forward[(tiles, stretches)](
-            low, order, window, words, largest, mass, to_hidden, more, N, V, reach, number, n_words,
-            **options, ROWS=of_rows.rows, COLUMNS=of_rows.columns, WORDS=unrolled, MIX=gradients, **of_rows.options(),
+            low, order, window, words, largest, mass, to_hidden, more, N, V, reach, number, n_long, **options,
+            ROWS=of_rows.rows, COLUMNS=of_rows.columns, WORDS=unrolled, MIX=step.gradients, **of_rows.options(),
         )  # fmt: skip
-    losses, shifted, at_target = low.new_empty((3, N), **new)
-    block = max(1, min(32, 4096 // power_of_2(D)))
-    kernels.finish[(triton.cdiv(N, block),)](
-        low, items, targets, pointer(weights, low), heaviest, tables.chunk, real, largest, mass, to_hidden, more,
-        losses, shifted, at_target, N, V, reach, rounds, columns, stretches,
-        **width, ROWS=block, COUNTED=counted, WEIGHTED=weights is not None, MIX=gradients,
-    )  # fmt: skip
-    value = losses.sum()
-    if not gradients:
-        return value, to_hidden, low.new_empty((0, D), **new)
-
+    step.finish((largest, mass, to_hidden, more), (losses, shifted, at_target), 0, N, heaviest)
+    if not step.gradients:
+        return step.new(0, D)
     del more, largest, mass
-    to_items = low.new_empty((V, D), **new)
+    to_items, sorted_lse = step.new(V, D), step.new(N + 512)
     for number in range(rounds):
-        n_words, unrolled = pack(number)
+        rece_pairs.permute[(triton.cdiv(N, 256),)](sorted_lse, shifted, order, N, n_all, number, BLOCK=256)
+        n_long, unrolled = pack(number)
         kernels.backward[(triton.cdiv(V, of_items.rows),)](
-            low, order, window, words, shifted, heaviest, real, to_items, N, V, reach, number, n_words,
-            **options, ROWS=of_items.rows, COLUMNS=of_items.columns, WORDS=unrolled, COUNTED=counted,
-            WEIGHTED=weights is not None, **of_items.options(),
+            low, order, window, words, sorted_lse, heaviest, step.real(), to_items, N, V, reach, number, n_long,
+            **options, ROWS=of_items.rows, COLUMNS=of_items.columns, WORDS=unrolled, **step.flags(),
+            **of_items.options(),
         )  # fmt: skip
-    kernels.add_targets[(triton.cdiv(N, block),)](hidden, targets, at_target, to_items, N, **width, ROWS=block)
-    return value, to_hidden, to_items
+    return to_items
+
+
+def _by_blocks(
+    step: Step, to_hidden: Tensor, losses: Tensor, shifted: Tensor, at_target: Tensor, heaviest: Tensor
+) -> Tensor:
+    """Every pair once, a block of positions after another."""
+    low, tables, counted = step.low, step.tables, step.count is not None
+    (N, D), V, rounds = step.hidden.shape, len(step.items), tables.rounds
+    columns = tables.chunk.shape[1]
+    of_rows, of_items = step.pick("dense forward"), step.pick("dense backward")
+    group = 32 * WORDS
+    groups = max(1, min(ROOM // (4 * WORDS * (V + rounds * tables.n_chunks)), triton.cdiv(N, group)))
+    n = groups * group
+    tiles = n // of_rows.rows
+    stretches = max(1, min(triton.cdiv(PROGRAMS, tiles), MOST_DENSE_STRETCHES, triton.cdiv(V, of_rows.columns)))
+    stretch = triton.cdiv(triton.cdiv(V, stretches), of_rows.columns) * of_rows.columns
+    table = low.new_empty((groups, rounds, tables.n_chunks, WORDS), dtype=torch.int32)
+    bits = low.new_empty((groups * WORDS, V), dtype=torch.int32)
+    largest, mass = step.new(2, stretches, n)
+    more = step.new(stretches - 1, n, D) if step.gradients and stretches > 1 else to_hidden
+    to_items = step.new(V if step.gradients else 0, D)
+    options = {**step.width(), "EXACT": low.dtype == torch.float32}
+    for first in range(0, N, n):
+        rece_dense.look_up_table[(rounds, groups * WORDS)](
+            table, tables.chunk, step.real(), N, tables.n_chunks, step.reach, columns, first,
+            WORDS=WORDS, CHUNKS=64, COUNTED=counted,
+        )  # fmt: skip
+        rece_dense.collect[(triton.cdiv(V, COLLECTED), groups)](
+            bits, table, tables.chunk.view(torch.int32), N, V, tables.n_chunks, columns, rounds,
+            WORDS=WORDS, ITEMS=COLLECTED,
+        )  # fmt: skip
+        rece_dense.forward[(tiles, stretches)](
+            low, bits, largest, mass, to_hidden, more, N, V, first, n, stretch, **options,
+            ROWS=of_rows.rows, COLUMNS=of_rows.columns, MIX=step.gradients, **of_rows.options(),
+        )  # fmt: skip
+        step.finish((largest, mass, to_hidden, more), (losses, shifted, at_target), first, n, heaviest)
+        if step.gradients:
+            rece_dense.backward[(triton.cdiv(V, of_items.rows),)](
+                low, bits, shifted, heaviest, step.real(), to_items, N, V, first // 64, n, **options,
+                ROWS=of_items.rows, COLUMNS=of_items.columns, LATER=first > 0, **step.flags(), **of_items.options(),
+            )  # fmt: skip
+    return to_items

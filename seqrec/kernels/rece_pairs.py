@@ -1,9 +1,9 @@
 """Which pairs of a tile count in a round of RECE: those in reach that no earlier round had in reach.
 
-A pair counts in the first round that has it within reach. Chunks of two earlier rounds are the halves of
-one word, and a pair's distance to the nearest earlier hit is min over rounds of (reach + c - c') mod 2^16, at most
-2 reach if there was one: an addition and a minimum of two halves each for two rounds, one instruction on Hopper.
-The chunks of earlier rounds lie in this round's order, one word after another: loads are stretches of memory.
+Chunks of earlier rounds lie in this round's order, four 16-bit numbers a 64-bit word, words one array after another. A
+pair's distance to the nearest earlier hit is the minimum over rounds of (reach + c - c') mod 2^16, at most 2 reach if
+there was one: an addition and a minimum of two halves at a time, one instruction for two rounds on Hopper. Arrays are
+padded and tiles start at multiples of 16, so that loads are wide and need no mask.
 """
 
 from __future__ import annotations
@@ -14,33 +14,62 @@ import triton.language as tl
 NEVER = tl.constexpr(0x8000)
 """A half that no chunk comes near to."""
 MANY = tl.constexpr(-1)
-"""Of words: as many as an argument says. 0, 1, 2 and 4 words are unrolled, and their loads run ahead."""
-
-
-@triton.jit(do_not_specialize=["n_all", "number", "columns", "n_words"])
-def pack(words, order, chunk, n_all, number, columns, n_words, BLOCK: tl.constexpr):
-    """(n_words, N + V): the chunks of rounds before `number` in its order, two a word; what no round fills is 0."""
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    vector = tl.load(order + number.to(tl.int64) * n_all + t, mask=t < n_all, other=0).to(tl.int64)
-    for k in range(0, n_words):
-        word = tl.load(chunk + vector * (columns // 2) + tl.minimum(k, (number - 1) // 2), mask=t < n_all, other=0)
-        word = tl.where(2 * k + 1 < number, word, tl.where(2 * k < number, word & 0xFFFF, 0))
-        tl.store(words + tl.cast(k, tl.int64) * n_all + t, word, mask=t < n_all)
+"""Of 32-bit words: as many as an argument says. 0, 1, 2 and 4 are unrolled, and their loads run ahead."""
 
 
 @triton.jit
-def _away(words, n_all, t, inside, k, number, reach):
-    """Two halves reach - c, of the resident vectors."""
-    word = tl.load(words + tl.cast(k, tl.int64) * n_all + t, mask=inside, other=0)
+def _pair(chunk, place, word, number, inside):
+    """Chunks of rounds 2 word and 2 word + 1 in one number; what no round before `number` fills is 0."""
+    found = tl.load(chunk + place + tl.minimum(word, (number - 1) // 2), mask=inside, other=0)
+    return tl.where(2 * word + 1 < number, found, tl.where(2 * word < number, found & 0xFFFF, 0))
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_items", "number", "columns", "n_long"])
+def pack(words, order, chunk, n_rows, n_items, number, columns, n_long, BLOCK: tl.constexpr):
+    """(n_long, stride) int64: the chunks of rounds before `number` in its order; items begin at a multiple of 16."""
+    n_all = n_rows + n_items
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = t < n_all
+    vector = tl.load(order + number.to(tl.int64) * n_all + t, mask=inside, other=0).to(tl.int64)
+    at = tl.where(t < n_rows, t, t - n_rows + items_at(n_rows))
+    place = vector * (columns // 2)
+    for k in range(0, n_long):
+        low = _pair(chunk, place, 2 * k, number, inside).to(tl.int64)
+        high = _pair(chunk, place, 2 * k + 1, number, inside).to(tl.int64)
+        tl.store(words + tl.cast(k, tl.int64) * stride(n_rows, n_items) + at, (high << 32) | low, mask=inside)
+
+
+@triton.jit
+def items_at(n_rows):
+    """Where items begin in an array of the words of both."""
+    return tl.cdiv(n_rows, 16) * 16
+
+
+@triton.jit
+def stride(n_rows, n_items):
+    """Numbers in such an array: the last tile may begin before the last vector, and be 512 wide."""
+    return (tl.cdiv(n_rows, 16) + tl.cdiv(n_items, 16) + 32) * 16
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_all", "number"])
+def permute(sorted_numbers, numbers, order, n_rows, n_all, number, BLOCK: tl.constexpr):
+    """(n_rows + 512,): a number of each position, in the order of a round."""
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(order + number.to(tl.int64) * n_all + t, mask=t < n_rows, other=0)
+    tl.store(sorted_numbers + t, tl.load(numbers + row, mask=t < n_rows, other=0.0), mask=t < n_rows)
+
+
+@triton.jit
+def _away(word, k, number, reach):
+    """Two halves reach - c, of the resident vectors' 32-bit word k."""
     low = tl.where(2 * k < number, (reach - (word & 0xFFFF)) & 0xFFFF, NEVER)
-    high = tl.where(2 * k + 1 < number, (reach - (word >> 16)) & 0xFFFF, NEVER)
+    high = tl.where(2 * k + 1 < number, (reach - ((word >> 16) & 0xFFFF)) & 0xFFFF, NEVER)
     return low | (high << 16)
 
 
 @triton.jit
-def _nearest(nearest, away, words, n_all, t, inside, k, PACKED: tl.constexpr):
-    """The minimum over the rounds of one more word, of each pair."""
-    word = tl.load(words + tl.cast(k, tl.int64) * n_all + t, mask=inside, other=0)
+def _nearest(nearest, away, word, PACKED: tl.constexpr):
+    """The minimum over two more rounds, of each pair."""
     if PACKED:
         return tl.inline_asm_elementwise(
             "{ .reg .b32 sum; add.u16x2 sum, $1, $2; min.u16x2 $0, sum, $3; }",
@@ -51,7 +80,7 @@ def _nearest(nearest, away, words, n_all, t, inside, k, PACKED: tl.constexpr):
             pack=1,
         )
     low = ((away & 0xFFFF)[:, None] + (word & 0xFFFF)[None, :]) & 0xFFFF
-    high = (((away >> 16) & 0xFFFF)[:, None] + (word >> 16)[None, :]) & 0xFFFF
+    high = (((away >> 16) & 0xFFFF)[:, None] + ((word >> 16) & 0xFFFF)[None, :]) & 0xFFFF
     return tl.minimum(nearest, tl.minimum(low, high))
 
 
@@ -66,40 +95,47 @@ def _unseen(nearest, reach, PACKED: tl.constexpr):
 
 @triton.jit
 def counted_pairs(
-    s, first, end, j, words, n_all, resident, streamed, inside, streams, a0, a1, a2, a3, number, reach, n_words,
+    first, end, j, resident, streamed, a0, a1, a2, a3, length, number, reach, n_long,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Which pairs of a tile count in this round."""
+    """Which pairs of a tile count. resident, streamed: pointers to the first words of either; length: the stride."""
     keep = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
     if WORDS != 0:
         nearest = tl.full((ROWS, COLUMNS), -1 if PACKED else 0xFFFF, tl.int32)
         if WORDS > 0:
-            nearest = _nearest(nearest, a0, words, n_all, streamed, streams, 0, PACKED)
-        if WORDS > 1:
-            nearest = _nearest(nearest, a1, words, n_all, streamed, streams, 1, PACKED)
+            long = tl.load(streamed)
+            nearest = _nearest(nearest, a0, long.to(tl.int32), PACKED)
+            if WORDS > 1:
+                nearest = _nearest(nearest, a1, (long >> 32).to(tl.int32), PACKED)
         if WORDS > 2:
-            nearest = _nearest(nearest, a2, words, n_all, streamed, streams, 2, PACKED)
-            nearest = _nearest(nearest, a3, words, n_all, streamed, streams, 3, PACKED)
+            long = tl.load(streamed + length)
+            nearest = _nearest(nearest, a2, long.to(tl.int32), PACKED)
+            nearest = _nearest(nearest, a3, (long >> 32).to(tl.int32), PACKED)
         if WORDS < 0:
-            for k in range(0, n_words):
-                away = _away(words, n_all, resident, inside, k, number, reach)
-                nearest = _nearest(nearest, away, words, n_all, streamed, streams, k, PACKED)
+            for k in range(0, n_long):
+                own = tl.load(resident + tl.cast(k, tl.int64) * length)
+                long = tl.load(streamed + tl.cast(k, tl.int64) * length)
+                away = _away(own.to(tl.int32), 2 * k, number, reach)
+                nearest = _nearest(nearest, away, long.to(tl.int32), PACKED)
+                away = _away((own >> 32).to(tl.int32), 2 * k + 1, number, reach)
+                nearest = _nearest(nearest, away, (long >> 32).to(tl.int32), PACKED)
         keep = keep & _unseen(nearest, reach, PACKED)
     return keep
 
 
 @triton.jit
-def residents(words, n_all, t, inside, number, reach, WORDS: tl.constexpr):
+def residents(resident, t, length, number, reach, WORDS: tl.constexpr):
     """The words of resident vectors that an unrolled loop keeps."""
     a0 = t
     a1 = t
     a2 = t
     a3 = t
     if WORDS > 0:
-        a0 = _away(words, n_all, t, inside, 0, number, reach)
-    if WORDS > 1:
-        a1 = _away(words, n_all, t, inside, 1, number, reach)
+        long = tl.load(resident)
+        a0 = _away(long.to(tl.int32), 0, number, reach)
+        a1 = _away((long >> 32).to(tl.int32), 1, number, reach)
     if WORDS > 2:
-        a2 = _away(words, n_all, t, inside, 2, number, reach)
-        a3 = _away(words, n_all, t, inside, 3, number, reach)
+        long = tl.load(resident + length)
+        a2 = _away(long.to(tl.int32), 2, number, reach)
+        a3 = _away((long >> 32).to(tl.int32), 3, number, reach)
     return a0, a1, a2, a3

@@ -43,9 +43,10 @@ class Tables:
     """R rounds' orders of N positions and V items, cut into chunks."""
 
     order: Tensor
-    """(R, N + V) int32: the vector at each rank; item j is N + j."""
+    """(R, N + V) int32: the vector at each rank; item j is N + j. (0, N + V) where nobody asks for it."""
     chunk: Tensor
     """(N + V, R or R + 1, the even one) int16: the chunk of each vector in each round; of spare positions anything."""
+    rounds: int
     n_chunks: int
 
 
@@ -114,13 +115,14 @@ def _hash(
 @triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "number", "columns"])
 def _place(
     index, order, chunk, count, n_rows, n_items, n_chunks, number, columns,
-    BLOCK: tl.constexpr, COUNTED: tl.constexpr,
+    BLOCK: tl.constexpr, COUNTED: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     n_all = n_rows + n_items
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = t < n_all
     vector = tl.load(index + t, mask=inside, other=0)
-    tl.store(order + number.to(tl.int64) * n_all + t, vector.to(tl.int32), mask=inside)
+    if ORDER:
+        tl.store(order + number.to(tl.int64) * n_all + t, vector.to(tl.int32), mask=inside)
     is_row = t < n_rows
     n = tl.where(is_row, real_rows(count, n_rows, COUNTED), n_items)
     q = chunk_of(tl.where(is_row, t, t - n_rows), n, n_chunks)
@@ -137,12 +139,12 @@ def lower(hidden: Tensor, items: Tensor, dtype: torch.dtype) -> Tensor:
     return low
 
 
-def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor | None) -> Tables:
+def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor | None, orders: bool = True) -> Tables:
     """The tables of N positions and the items behind them. `low`: (N + V, D); projections: (R, n_buckets, D)."""
     n_all, D = low.shape
     rounds, n_buckets, _ = projections.shape
     columns = rounds + rounds % 2
-    order = low.new_empty((rounds, n_all), dtype=torch.int32)
+    order = low.new_empty((rounds if orders else 0, n_all), dtype=torch.int32)
     chunk = low.new_empty((n_all, columns), dtype=torch.int16)
     keys = low.new_empty((rounds, n_all), dtype=torch.int16)
     tile = pick(TILES, D, low.device)
@@ -156,6 +158,7 @@ def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor 
     for number in range(rounds):
         index = keys[number].sort(stable=True).indices
         _place[(triton.cdiv(n_all, 1024),)](
-            index, order, chunk, real, N, n_all - N, n_chunks, number, columns, BLOCK=1024, COUNTED=counted
-        )
-    return Tables(order, chunk, n_chunks)
+            index, order, chunk, real, N, n_all - N, n_chunks, number, columns,
+            BLOCK=1024, COUNTED=counted, ORDER=orders,
+        )  # fmt: skip
+    return Tables(order, chunk, rounds, n_chunks)

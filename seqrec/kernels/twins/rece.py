@@ -32,7 +32,7 @@ def hash_chunks(
             ranks = torch.arange(len(near), device=near.device)
             chunk[first + near, number] = torch.searchsorted(starts, ranks, right=True).short()
         order[number, n:N] = torch.arange(n, N, dtype=torch.int32, device=order.device)
-    return Tables(order, chunk, n_chunks)
+    return Tables(order, chunk, rounds, n_chunks)
 
 
 def rece_from_tables(
@@ -45,9 +45,10 @@ def rece_from_tables(
     reach: int,
     count: Tensor | None = None,
     dtype: torch.dtype = torch.float16,
+    dense: bool | None = None,
     gradients: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(value, to_hidden, to_items); no gradients: None. `dtype` is the kernel's and changes nothing."""
+    """(value, to_hidden, to_items); no gradients: None. `dtype` and `dense` are the kernel's and change nothing."""
     N = len(hidden_ND)
     live = torch.arange(N, device=hidden_ND.device) < (N if count is None else count)
     if weights_N is None:
@@ -57,7 +58,7 @@ def rece_from_tables(
     with torch.enable_grad():
         hidden, items = (table.detach().requires_grad_(gradients) for table in (hidden_ND, items_VD))
         near = torch.zeros((N, len(items)), dtype=torch.bool, device=hidden.device)
-        for chunks in tables.chunk.T[: len(tables.order)].int():
+        for chunks in tables.chunk.T[: tables.rounds].int():
             near |= (chunks[:N, None] - chunks[None, N:]).abs() <= reach
         near[torch.arange(N, device=y.device), y] = True
         logits = hidden @ items.T
@@ -81,6 +82,7 @@ def rece(
     reach: int,
     count: Tensor | None = None,
     dtype: torch.dtype = torch.float16,
+    dense: bool | None = None,
     gradients: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `rece_from_tables`, hashing first."""

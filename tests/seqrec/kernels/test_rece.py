@@ -40,7 +40,10 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 x 16, so that small shapes have many tiles, and several of them in a window."""
     small = {9: {512: Tile(16, 16, 4, 2)}}
-    monkeypatch.setattr(rece_launch, "TILES", {"forward": small, "backward": small})
+    monkeypatch.setattr(rece_launch, "TILES", dict.fromkeys(rece_launch.TILES, small))
+    monkeypatch.setattr(rece_launch, "WORDS", 2)  # blocks of 64 positions
+    monkeypatch.setattr(rece_launch, "ROOM", 0)
+    monkeypatch.setattr(rece_launch, "COLLECTED", 32)
     monkeypatch.setattr(rece_tables, "TILES", small)
 
 
@@ -84,11 +87,11 @@ def same(
 @pytest.mark.parametrize(
     ("N", "V", "D", "rounds", "n_chunks", "reach"),
     [
-        (37, 101, 24, 1, 7, 1),
-        (60, 133, 16, 2, 7, 0),
-        (33, 80, 24, 4, 9, 1),
-        (35, 50, 20, 9, 13, 1),
-        (17, 35, 16, 12, 11, 0),
+        (37, 50, 24, 1, 7, 1),
+        (50, 97, 16, 2, 7, 0),
+        (33, 50, 24, 4, 9, 1),
+        (19, 33, 24, 9, 13, 1),
+        (9, 20, 16, 12, 11, 0),
         (40, 41, 16, 3, 5, 9),
         (1, 1, 16, 2, 3, 1),
         (1, 50, 16, 1, 1, 0),
@@ -98,19 +101,24 @@ def same(
 def test_values_and_gradients(N: int, V: int, D: int, rounds: int, n_chunks: int, reach: int) -> None:
     hidden, items, targets, projections = case(N, V, D, rounds, n_chunks)
     tables = hash_chunks(hidden, items, projections, n_chunks, **EXACT)
-    same(hidden, items, targets, None, tables, reach)
+    for dense in (False, True):
+        same(hidden, items, targets, None, tables, reach, dense=dense)
 
 
-def test_tiles_of_a_gpu() -> None:
+def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rece_launch, "WORDS", 2)  # three groups of 64 positions a block
     hidden, items, targets, projections = case(130, 321, 64, 2, 5)
     tables = hash_chunks(hidden, items, projections, 5, **EXACT)
-    same(hidden, items, targets, normal(130, seed=5).abs(), tables, 1)
+    for dense in (False, True):
+        same(hidden, items, targets, normal(130, seed=5).abs(), tables, 1, dense=dense)
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("count", [0, 1, 23, 40])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_spare_rows_change_nothing(count: int, weighted: bool) -> None:
+@pytest.mark.parametrize(
+    ("count", "weighted", "dense"),
+    [(0, False, False), (0, True, True), (1, True, False), (23, True, False), (23, False, True), (40, True, False)],
+)
+def test_spare_rows_change_nothing(count: int, weighted: bool, dense: bool) -> None:
     hidden, items, targets, projections = case(40, 50, 16, 2, 7)
     weights = normal(40, seed=5).abs() if weighted else None
     if weights is not None:
@@ -118,13 +126,13 @@ def test_spare_rows_change_nothing(count: int, weighted: bool) -> None:
         weights[count:] = 0
     real = torch.tensor(count, device=DEVICE)
     tables = hash_chunks(hidden, items, projections, 7, real, **EXACT)
-    whole = same(hidden, items, targets, weights, tables, 1, real)
+    whole = same(hidden, items, targets, weights, tables, 1, real, dense=dense)
     assert whole[1] is not None
     assert not whole[1][count:].any()
     if count:
         alone = None if weights is None else weights[:count]
         few = hash_chunks(hidden[:count], items, projections, 7, **EXACT)
-        part = same(hidden[:count], items, targets[:count], alone, few, 1)
+        part = same(hidden[:count], items, targets[:count], alone, few, 1, dense=dense)
         assert part[1] is not None
         assert part[2] is not None
         close(whole[0], part[0])
@@ -134,7 +142,7 @@ def test_spare_rows_change_nothing(count: int, weighted: bool) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("count", [None, 29])
-@pytest.mark.parametrize("n_buckets", [1, 6, 16, 40])
+@pytest.mark.parametrize("n_buckets", [1, 6, 40])
 def test_tables(n_buckets: int, count: int | None) -> None:
     hidden, items, _, projections = case(43, 150, 24, 3, n_buckets)
     real = None if count is None else torch.tensor(count, device=DEVICE)
@@ -148,7 +156,7 @@ def test_tables(n_buckets: int, count: int | None) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_the_whole_way_and_what_is_left_out() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1}
     found = rece(hidden, items, targets, **given, **EXACT)
     for one, other in zip(found, twin.rece(hidden.double(), items.double(), targets, **given), strict=True):
@@ -160,14 +168,11 @@ def test_the_whole_way_and_what_is_left_out() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_repeats_to_the_bit_but_for_targets() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 3, 6)
-    targets = torch.randperm(77, generator=torch.Generator().manual_seed(1))[:30].to(DEVICE)  # no two add to one row
+    hidden, items, targets, projections = case(20, 41, 16, 3, 6)
+    targets = torch.randperm(41, generator=torch.Generator().manual_seed(1))[:20].to(DEVICE)  # no two add to one row
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1, **EXACT}
     first, second = (rece(hidden, items, targets, **given) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -181,7 +186,7 @@ def test_half_precision() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_strides_and_other_dtypes() -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     tables = hash_chunks(hidden, items, projections, 6, **EXACT)
     strided = targets.repeat_interleave(2)[::2].int()
     found = rece_from_tables(hidden.T.contiguous().T, items.double(), strided, tables=tables, reach=1, **EXACT)
@@ -190,9 +195,9 @@ def test_strides_and_other_dtypes() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("target", [-1, 77, 2**40, -(2**40)])
+@pytest.mark.parametrize("target", [-1, 41, 2**40])
 def test_a_target_that_is_no_item(target: int) -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     targets[3] = target
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1}
     value, _, to_items = rece(hidden, items, targets, **given, **EXACT)
@@ -203,10 +208,9 @@ def test_a_target_that_is_no_item(target: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("where", ["hidden", "items"])
+@pytest.mark.parametrize(("where", "bad"), [("hidden", torch.nan), ("items", torch.inf), ("hidden", -torch.inf)])
 def test_no_number_comes_of_no_numbers(where: str, bad: float) -> None:
-    hidden, items, targets, projections = case(30, 77, 16, 2, 6)
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     (hidden if where == "hidden" else items)[targets[0] if where == "items" else 2] = bad
     value, _, _ = rece(hidden, items, targets, projections=projections, n_chunks=6, reach=1, **EXACT)
     assert not value.isfinite()
@@ -249,7 +253,7 @@ def test_registration() -> None:
     tables = hash_chunks(hidden, items, projections, 3, count, **EXACT)
     tests = ("test_schema", "test_faketensor")
     for gradients in (True, False):
-        rest = (3, 1, count, torch.float32, gradients)
+        rest = (3, 1, count, torch.float32, not gradients, gradients)
         torch.library.opcheck(module._rece, (hidden, items, targets, weights, projections, *rest), test_utils=tests)
         given = (hidden, items, targets, None, tables.order, tables.chunk, *rest)
         torch.library.opcheck(module._rece_from_tables, given, test_utils=tests)
@@ -275,11 +279,13 @@ def scaled(N: int, V: int, D: int, rounds: int, n_buckets: int, sd: float) -> tu
         (torch.bfloat16, 12.0, 1e-3, 1.5e-2),
     ],
 )
-@pytest.mark.parametrize("rounds", [1, 2, 8, 12])
-def test_real_shapes(rounds: int, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float) -> None:
+@pytest.mark.parametrize(("rounds", "dense"), [(1, False), (2, False), (8, False), (12, False), (3, True), (40, True)])
+def test_real_shapes(
+    rounds: int, dense: bool, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float
+) -> None:
     hidden, items, targets, projections = scaled(2048, 20_001, 64, rounds, 156, sd)
     tables = hash_chunks(hidden, items, projections, 156, dtype=dtype)
-    found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype)
+    found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype, dense=dense)
     wanted = twin.rece_from_tables(hidden.double(), items.double(), targets, tables=tables, reach=2)
     assert abs(float(found[0] / wanted[0]) - 1) <= of_value
     close(found[1], wanted[1], of_gradients)
@@ -312,7 +318,5 @@ def test_captured_with_inputs_that_change() -> None:
         targets.copy_(targets.roll(1))
         count.fill_(real)
         graph.replay()
-        for one, other in zip(captured, rece(hidden, items, targets, projections=projections, **given), strict=True):
-            assert one is not None
-            assert other is not None
-            assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+        again = rece(hidden, items, targets, projections=projections, **given)
+        assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(captured, again, strict=True))
