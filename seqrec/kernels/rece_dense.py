@@ -21,17 +21,18 @@ from seqrec.kernels.rece_kernels import LOG2E
 from seqrec.kernels.rece_tables import real_rows
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_chunks", "reach", "columns", "first_row"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "reach", "first_row"])
 def look_up_table(
-    table, chunk, count, n_rows, n_chunks, reach, columns, first_row,
+    table, chunk, count, n_rows, n_items, n_chunks, reach, first_row,
     WORDS: tl.constexpr, CHUNKS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     """(groups, R, n_chunks, WORDS): of 32 positions a bit each, whether they see the chunk in the round."""
     number = tl.program_id(0)
     word = tl.program_id(1)
     bit = tl.arange(0, 32)
-    i = first_row + word * 32 + bit
-    own = tl.load(chunk + i.to(tl.int64) * columns + number, mask=i < n_rows, other=0).to(tl.int32)
+    i = first_row + place_of_bit(word, bit)
+    of_round = chunk + number.to(tl.int64) * (n_rows + n_items)
+    own = tl.load(of_round + i, mask=i < n_rows, other=0).to(tl.int32)
     # Spare positions see nothing.
     own = tl.where(i < real_rows(count, n_rows, COUNTED), own, -0x10000)
     rounds = tl.num_programs(0)
@@ -43,68 +44,99 @@ def look_up_table(
         tl.store(table + at + c * WORDS, bits, mask=c < n_chunks)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "columns", "rounds"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "length", "n_chunks", "rounds"])
 def collect(
-    bits, table, chunk, n_rows, n_items, n_chunks, columns, rounds, WORDS: tl.constexpr, ITEMS: tl.constexpr
+    bits, table, chunk, n_rows, n_items, length, n_chunks, rounds,
+    WORDS: tl.constexpr, ITEMS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """(words of the block, V): near. `chunk`: two rounds a word."""
+    """(words of the block, 128 length): near, and 0 beyond the last item. `chunk`: (rounds, N + V).
+
+    Many items a program, so that what it brings of a round's entries into the first cache serves several of them; its
+    threads stay together as the chunks of a few rounds are loaded.
+    """
     j = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     group = tl.program_id(1)
     word = tl.arange(0, WORDS)
     inside = j < n_items
-    place = chunk + (n_rows + j).to(tl.int64) * (columns // 2)
+    of_round = chunk + n_rows + j
     found = tl.zeros((ITEMS, WORDS), tl.int32)
     entries = table + group.to(tl.int64) * rounds * n_chunks * WORDS
-    for pair in range(0, rounds // 2):
-        c = tl.load(place + pair, mask=inside, other=0)
-        low = (2 * pair * n_chunks + (c & 0xFFFF)) * WORDS
-        high = ((2 * pair + 1) * n_chunks + (c >> 16)) * WORDS
-        found = found | tl.load(entries + low[:, None] + word[None, :])
-        found = found | tl.load(entries + high[:, None] + word[None, :])
-    if rounds % 2 == 1:
-        c = tl.load(place + rounds // 2, mask=inside, other=0) & 0xFFFF
-        found = found | tl.load(entries + (((rounds - 1) * n_chunks + c) * WORDS)[:, None] + word[None, :])
-    out = bits + (group * WORDS + word).to(tl.int64)[None, :] * n_items + j[:, None]
-    tl.store(out, found, mask=inside[:, None])
+    for first in range(0, rounds, AT_ONCE):
+        for more in tl.static_range(AT_ONCE):
+            number = tl.minimum(first + more, rounds - 1).to(tl.int64)  # the last one again changes nothing
+            c = tl.load(of_round + number * (n_rows + n_items), mask=inside, other=0).to(tl.int32)
+            found = found | tl.load(entries + number * n_chunks * WORDS + c[:, None] * WORDS + word[None, :])
+    out = bits + (group * WORDS + word).to(tl.int64)[None, :] * (length * 128) + j[:, None]
+    tl.store(out, tl.where(inside[:, None], found, 0), mask=(j < length * 128)[:, None])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "first_row", "n_block", "width"])
+@triton.jit
+def place_of_bit(word, bit):
+    """The position of a block that a bit stands for; the module's order of bits."""
+    return word // 2 * 64 + bit // 2 % 8 * 8 + word % 2 * 4 + bit // 16 * 2 + bit % 2
+
+
+@triton.jit
+def _rows(low, row, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of the table of both kinds. No mask: bits say which count, and the table has rows of zeros behind it."""
+    d = tl.arange(0, BLOCK_D)
+    place = low + row[:, None] * D + d[None, :]
+    if D == BLOCK_D:
+        return tl.load(place)
+    else:
+        return tl.load(place, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _kept(s, word, bit, COMPILED: tl.constexpr):
+    """Scores, minus infinity where a bit is not set."""
+    if COMPILED:
+        # The compiler would pack comparisons of a tile into words and unpack them again.
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 t; .reg .pred near; and.b32 t, $2, $3; setp.ne.b32 near, t, 0; "
+            "selp.f32 $0, $1, 0fFF800000, near; }",
+            "=f,f,r,r",
+            [s, word, bit],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return tl.where((word & bit) != 0, s, float("-inf"))
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_items", "length", "first_row", "n_block", "width"])
 def forward(
-    low, bits, largest, mass, mixed, more_mixed, n_rows, n_items, first_row, n_block, width,
+    low, bits, largest, mass, mixed, more_mixed, n_rows, n_items, length, first_row, n_block, width,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    MIX: tl.constexpr, EXACT: tl.constexpr,
+    MIX: tl.constexpr, EXACT: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A stretch's share of the maximum (base 2), sum and mixed items of a block's positions."""
-    tl.static_assert(ROWS <= 64, "two words of bits")
+    SLICES: tl.constexpr = ROWS // 16  # of 16 rows, half a word each
     stretch = tl.program_id(1)
-    in_block = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    half = tl.program_id(0) * SLICES + tl.arange(0, ROWS) // 16
+    in_block = place_of_bit(half // 2, half % 2 * 16 + tl.arange(0, ROWS) % 8 * 2 + tl.arange(0, ROWS) // 8 % 2)
     row = (first_row + in_block).to(tl.int64)
     inside = (in_block < n_block) & (row < n_rows)
-    bit = in_block % 64
-    first_word = tl.program_id(0) * ROWS // 64 * 2
-    in_low = tl.where(bit < 32, 1 << (bit % 32), 0)
-    in_high = tl.where(bit < 32, 0, 1 << (bit % 32))
+    of_slice = tl.program_id(0) * SLICES + tl.arange(0, SLICES)
+    away = (of_slice % 2 * 16)[:, None, None] + tl.arange(0, 2)[None, :, None] + tl.arange(0, 8)[None, None, :] * 2
+    bit = (1 << away)[:, :, :, None]
     d = tl.arange(0, BLOCK_D)
     wide = d < D
     x = tl.load(low + row[:, None] * D + d[None, :], mask=inside[:, None] & wide[None, :], other=0.0)
-    bits += first_word.to(tl.int64) * n_items
+    bits += (of_slice // 2).to(tl.int64)[:, None] * (length * 128)
     begin = stretch * width
     m = tl.full((ROWS,), -1.0e30, tl.float32)
     l = tl.zeros((ROWS,), tl.float32)  # noqa: E741
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for start in range(begin, tl.minimum(begin + width, n_items), COLUMNS):
+    for start in range(begin, tl.minimum(begin + width, n_items), COLUMNS):  # width: a multiple of COLUMNS
         j = start + tl.arange(0, COLUMNS)
-        there = j < n_items
-        w = tl.load(
-            low + (n_rows + j).to(tl.int64)[:, None] * D + d[None, :], mask=there[:, None] & wide[None, :], other=0.0
-        )
-        of_low = tl.load(bits + j, mask=there, other=0)
-        of_high = tl.load(bits + n_items + j, mask=there, other=0)
+        w = _rows(low, (n_rows + j).to(tl.int64), D, BLOCK_D)
+        word = tl.load(bits + j[None, :])
         s = tl.dot(x, tl.trans(w), input_precision="ieee" if EXACT else "tf32")
-        keep = ((of_low[None, :] & in_low[:, None]) | (of_high[None, :] & in_high[:, None])) != 0
-        s = tl.where(keep, s * LOG2E, float("-inf"))
-        higher = tl.maximum(m, tl.max(s, 1))
-        p = tl.exp2(s - higher[:, None])
+        s = _kept(tl.reshape(s, (SLICES, 2, 8, COLUMNS)), word[:, None, None, :], bit, COMPILED)
+        s = tl.reshape(s, (ROWS, COLUMNS))
+        higher = tl.maximum(m, tl.max(s, 1) * LOG2E)
+        p = tl.exp2(tl.fma(s, LOG2E, -higher[:, None]))
         faded = tl.exp2(m - higher)
         l = l * faded + tl.sum(p, 1)  # noqa: E741
         if MIX:
@@ -120,39 +152,37 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "first_64", "n_block"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "length", "first_64", "n_block"])
 def backward(
-    low, bits, shifted, heaviest, count, to_items, n_rows, n_items, first_64, n_block,
+    low, bits, shifted, heaviest, count, to_items, n_rows, n_items, length, first_64, n_block,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LATER: tl.constexpr,
-    COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, EXACT: tl.constexpr,
+    COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, EXACT: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A block's share of the items' gradient: stored by the first block, added by later ones."""
+    GROUPS: tl.constexpr = (COLUMNS + 63) // 64  # of two words
+    EIGHTS: tl.constexpr = COLUMNS // GROUPS // 8
     first_row = first_64 * 64  # a multiple that the compiler sees: loads are wide
-    tl.static_assert(COLUMNS <= 64, "two words of bits")
     j = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = j < n_items
     d = tl.arange(0, BLOCK_D)
     wide = d < D
     mask = inside[:, None] & wide[None, :]
-    w = tl.load(low + (n_rows + j).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
+    w = _rows(low, (n_rows + j).to(tl.int64), D, BLOCK_D)
+    quarter = tl.arange(0, 4 * GROUPS)
+    plane = length.to(tl.int64) * 128
+    place = bits + (quarter // 2).to(tl.int64)[None, :] * plane + j[:, None]
+    bit = 1 << (tl.arange(0, EIGHTS)[:, None] * 2 + tl.arange(0, 2)[None, :])
     gradient = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in range(0, tl.minimum(n_block, n_rows - first_row), COLUMNS):
-        in_block = start + tl.arange(0, COLUMNS)
-        bit = in_block % 64
-        in_low = tl.where(bit < 32, 1 << (bit % 32), 0)
-        in_high = tl.where(bit < 32, 0, 1 << (bit % 32))
-        row = first_row + in_block
-        there = row < n_rows
-        lse = tl.load(shifted + row)  # padded; beyond the last position no bit is set
-        x = tl.load(
-            low + row.to(tl.int64)[:, None] * D + d[None, :], mask=there[:, None] & wide[None, :], other=0.0
-        )  # fmt: skip
-        place = bits + tl.cast(start // 64 * 2, tl.int64) * n_items + j
-        of_low = tl.load(place, mask=inside, other=0)
-        of_high = tl.load(place + n_items, mask=inside, other=0)
+        row = first_row + start + tl.arange(0, COLUMNS)
+        lse = tl.load(shifted + row, mask=row < n_rows, other=0.0)
+        x = _rows(low, row.to(tl.int64), D, BLOCK_D)
+        word = tl.load(place + tl.cast(start // 64 * 2, tl.int64) * plane)
+        word = tl.reshape(word >> (quarter % 2 * 16 + start % 64 // 4)[None, :], (ROWS, GROUPS, 4))
         s = tl.dot(w, tl.trans(x), input_precision="ieee" if EXACT else "tf32")
-        keep = ((of_low[:, None] & in_low[None, :]) | (of_high[:, None] & in_high[None, :])) != 0
-        p = tl.where(keep, tl.exp2(s * LOG2E - lse[None, :]), 0.0)
+        s = tl.reshape(s, (ROWS, GROUPS, EIGHTS, 4, 2))
+        s = _kept(s, word[:, :, None, :, None], bit[None, None, :, None, :], COMPILED)
+        p = tl.exp2(tl.reshape(s, (ROWS, COLUMNS)) * LOG2E - lse[None, :])
         gradient = tl.dot(p.to(x.dtype), x, gradient, input_precision="ieee" if EXACT else "tf32")
     scale = 1.0 / tl.maximum(real_rows(count, n_rows, COUNTED), 1).to(tl.float32)
     if WEIGHTED:

@@ -109,10 +109,10 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "columns", "first_row", "n_block", "stretches"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "per_vector", "per_round", "first_row", "n_block", "stretches"])
 def finish(
     low, items, targets, weights, heaviest, chunk, count, largest, mass, mixed, more_mixed,
-    losses, shifted, at_target, n_rows, n_items, reach, rounds, columns, first_row, n_block, stretches,
+    losses, shifted, at_target, n_rows, n_items, reach, rounds, per_vector, per_round, first_row, n_block, stretches,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     COUNTED: tl.constexpr, WEIGHTED: tl.constexpr, MIX: tl.constexpr,
 ):  # fmt: skip
@@ -138,8 +138,8 @@ def finish(
     positive = tl.sum(x * w, 1) * LOG2E
     found = i < 0
     for number in range(0, rounds):
-        own = tl.load(chunk + i * columns + number, mask=live, other=0).to(tl.int32)
-        its = tl.load(chunk + (n_rows + y) * columns + number, mask=live, other=0).to(tl.int32)
+        own = tl.load(chunk + i * per_vector + tl.cast(number, tl.int64) * per_round, mask=live, other=0).to(tl.int32)
+        its = tl.load(chunk + (n_rows + y) * per_vector + tl.cast(number, tl.int64) * per_round, mask=live, other=0).to(tl.int32)
         found = found | (tl.abs(own - its) <= reach)
 
     m = positive

@@ -72,11 +72,18 @@ WORDS = 16
 """Of 32 positions each, that an entry of the look-up table holds: 64 bytes, so that a round's entries of a few hundred
 chunks stay in the first cache."""
 
-COLLECTED = 128
-"""Items whose bits a program collects."""
+COLLECTED = 2048
+"""Items whose bits a program collects: as many as registers of a multiprocessor hold."""
 
-ROOM = 160 * 2**20
-"""Bytes that the bits of a block of positions may take; 512 positions are a block at least."""
+COLLECTORS = 32
+"""Warps of such a program."""
+
+DENSE_PROGRAMS = 2112
+"""As PROGRAMS, of pairs that are all scored: four whole turns of the largest card."""
+
+ROOM = 300 * 2**20
+"""Bytes that the bits of a block of positions may take; 512 positions are a block at least. Each block reads and
+writes the items' gradient once."""
 
 UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4}
 """32-bit words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
@@ -84,8 +91,12 @@ UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4}
 
 def _packed(device: torch.device) -> bool:
     """Whether the matrix of distances may be computed two halves at a time."""
-    on_device = device.type == "cuda" and os.environ.get("TRITON_INTERPRET") != "1"
-    return on_device and torch.cuda.get_device_capability(device) >= (9, 0)
+    return _compiled(device) and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _compiled(device: torch.device) -> bool:
+    """Whether kernels run as machine code, not in the interpreter."""
+    return device.type == "cuda" and os.environ.get("TRITON_INTERPRET") != "1"
 
 
 def is_dense(rounds: int, n_chunks: int, reach: int) -> bool:
@@ -157,7 +168,7 @@ class Step:
         chunk = self.tables.chunk
         kernels.finish[(triton.cdiv(n, block),)](
             self.low, self.items, self.targets, pointer(self.weights, self.low), heaviest, chunk, self.real(), *state,
-            *results, N, V, self.reach, self.tables.rounds, chunk.shape[1], first, n, len(state[0]),
+            *results, N, V, self.reach, self.tables.rounds, *chunk.stride(), first, n, len(state[0]),
             **self.width(), ROWS=block, **self.flags(), MIX=self.gradients,
         )  # fmt: skip
 
@@ -219,37 +230,39 @@ def _by_blocks(
     """Every pair once, a block of positions after another."""
     low, tables, counted = step.low, step.tables, step.count is not None
     (N, D), V, rounds = step.hidden.shape, len(step.items), tables.rounds
-    columns = tables.chunk.shape[1]
+    chunk = tables.chunk.t().contiguous()
+    length = triton.cdiv(V, 128)
     of_rows, of_items = step.pick("dense forward"), step.pick("dense backward")
     group = 32 * WORDS
     groups = max(1, min(ROOM // (4 * WORDS * (V + rounds * tables.n_chunks)), triton.cdiv(N, group)))
     n = groups * group
     tiles = n // of_rows.rows
-    stretches = max(1, min(triton.cdiv(PROGRAMS, tiles), MOST_DENSE_STRETCHES, triton.cdiv(V, of_rows.columns)))
+    stretches = max(1, min(DENSE_PROGRAMS // tiles, MOST_DENSE_STRETCHES, triton.cdiv(V, of_rows.columns)))
     stretch = triton.cdiv(triton.cdiv(V, stretches), of_rows.columns) * of_rows.columns
     table = low.new_empty((groups, rounds, tables.n_chunks, WORDS), dtype=torch.int32)
-    bits = low.new_empty((groups * WORDS, V), dtype=torch.int32)
+    bits = low.new_empty((groups * WORDS, 128 * length), dtype=torch.int32)
     largest, mass = step.new(2, stretches, n)
     more = step.new(stretches - 1, n, D) if step.gradients and stretches > 1 else to_hidden
     to_items = step.new(V if step.gradients else 0, D)
-    options = {**step.width(), "EXACT": low.dtype == torch.float32}
+    options = {**step.width(), "EXACT": low.dtype == torch.float32, "COMPILED": _compiled(low.device)}
     for first in range(0, N, n):
+        rest = min(n, N - first)
         rece_dense.look_up_table[(rounds, groups * WORDS)](
-            table, tables.chunk, step.real(), N, tables.n_chunks, step.reach, columns, first,
+            table, chunk, step.real(), N, V, tables.n_chunks, step.reach, first,
             WORDS=WORDS, CHUNKS=64, COUNTED=counted,
         )  # fmt: skip
-        rece_dense.collect[(triton.cdiv(V, COLLECTED), groups)](
-            bits, table, tables.chunk.view(torch.int32), N, V, tables.n_chunks, columns, rounds,
-            WORDS=WORDS, ITEMS=COLLECTED,
+        rece_dense.collect[(triton.cdiv(128 * length, COLLECTED), triton.cdiv(rest, group))](
+            bits, table, chunk, N, V, length, tables.n_chunks, rounds,
+            WORDS=WORDS, ITEMS=COLLECTED, AT_ONCE=2, num_warps=COLLECTORS,
         )  # fmt: skip
-        rece_dense.forward[(tiles, stretches)](
-            low, bits, largest, mass, to_hidden, more, N, V, first, n, stretch, **options,
+        rece_dense.forward[(triton.cdiv(rest, 64) * 64 // of_rows.rows, stretches)](
+            low, bits, largest, mass, to_hidden, more, N, V, length, first, n, stretch, **options,
             ROWS=of_rows.rows, COLUMNS=of_rows.columns, MIX=step.gradients, **of_rows.options(),
         )  # fmt: skip
         step.finish((largest, mass, to_hidden, more), (losses, shifted, at_target), first, n, heaviest)
         if step.gradients:
             rece_dense.backward[(triton.cdiv(V, of_items.rows),)](
-                low, bits, shifted, heaviest, step.real(), to_items, N, V, first // 64, n, **options,
+                low, bits, shifted, heaviest, step.real(), to_items, N, V, length, first // 64, n, **options,
                 ROWS=of_items.rows, COLUMNS=of_items.columns, LATER=first > 0, **step.flags(), **of_items.options(),
             )  # fmt: skip
     return to_items

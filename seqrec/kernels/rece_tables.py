@@ -22,6 +22,9 @@ from torch import Tensor
 from seqrec.kernels.launch import power_of_2, row_block
 from seqrec.kernels.tiles import Table, Tile, pick
 
+BEHIND = tl.constexpr(128)
+"""Rows of zeros behind the tables in the low dtype."""
+
 MOST_BUCKETS = 16_383
 """Keys of positions and items are 16-bit numbers, and so are sums of two chunks."""
 
@@ -45,7 +48,9 @@ class Tables:
     order: Tensor
     """(R, N + V) int32: the vector at each rank; item j is N + j. (0, N + V) where nobody asks for it."""
     chunk: Tensor
-    """(N + V, R or R + 1, the even one) int16: the chunk of each vector in each round; of spare positions anything."""
+    """(N + V, R or R + 1, the even one) int16: the chunk of each vector in each round; of spare positions anything.
+
+    A vector's chunks lie side by side; where nobody asks for orders, (N + V, R), a round's."""
     rounds: int
     n_chunks: int
 
@@ -76,7 +81,9 @@ def _lower(hidden, items, low, n_rows, n_items, D: tl.constexpr, BLOCK_D: tl.con
     item_place = (t - n_rows).to(tl.int64)[:, None] * D + d
     x = tl.load(hidden + place, mask=of_row, other=0.0).to(tl.float32)
     w = tl.load(items + item_place, mask=of_item, other=0.0).to(tl.float32)
-    tl.store(low + place, tl.where(of_row, x, w).to(low.dtype.element_ty), mask=of_row | of_item)
+    # Behind both tables rows of zeros, for tiles that go beyond the end.
+    mask = (t < n_rows + n_items + BEHIND)[:, None] & wide
+    tl.store(low + place, tl.where(of_row, x, w).to(low.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds"])
@@ -112,9 +119,9 @@ def _hash(
     tl.store(keys + number.to(tl.int64) * n_all + t, key.to(keys.dtype.element_ty), mask=t < n_all)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "number", "columns"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "number", "per_vector", "per_round"])
 def _place(
-    index, order, chunk, count, n_rows, n_items, n_chunks, number, columns,
+    index, order, chunk, count, n_rows, n_items, n_chunks, number, per_vector, per_round,
     BLOCK: tl.constexpr, COUNTED: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     n_all = n_rows + n_items
@@ -127,25 +134,30 @@ def _place(
     n = tl.where(is_row, real_rows(count, n_rows, COUNTED), n_items)
     q = chunk_of(tl.where(is_row, t, t - n_rows), n, n_chunks)
     q = tl.minimum(q, n_chunks - 1)
-    tl.store(chunk + vector.to(tl.int64) * columns + number, q.to(tl.int16), mask=inside)
+    place = vector.to(tl.int64) * per_vector + number.to(tl.int64) * per_round
+    tl.store(chunk + place, q.to(tl.int16), mask=inside)
 
 
 def lower(hidden: Tensor, items: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N + V, D): both tables in `dtype`, one below the other."""
+    """(N + V, D): both tables in `dtype`, one below the other, with zeros in memory behind them."""
     (N, D), V = hidden.shape, len(items)
-    low = hidden.new_empty((N + V, D), dtype=dtype)
+    rows = N + V + BEHIND.value
+    low = hidden.new_empty((rows, D), dtype=dtype)
     block = row_block(D)
-    _lower[(triton.cdiv(N + V, block),)](hidden, items, low, N, V, D=D, BLOCK_D=power_of_2(D), BLOCK=block)
-    return low
+    _lower[(triton.cdiv(rows, block),)](hidden, items, low, N, V, D=D, BLOCK_D=power_of_2(D), BLOCK=block)
+    return low[: N + V]
 
 
 def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor | None, orders: bool = True) -> Tables:
     """The tables of N positions and the items behind them. `low`: (N + V, D); projections: (R, n_buckets, D)."""
     n_all, D = low.shape
     rounds, n_buckets, _ = projections.shape
-    columns = rounds + rounds % 2
     order = low.new_empty((rounds if orders else 0, n_all), dtype=torch.int32)
-    chunk = low.new_empty((n_all, columns), dtype=torch.int16)
+    if orders:
+        chunk = low.new_empty((n_all, rounds + rounds % 2), dtype=torch.int16)
+    else:
+        # Written where a round's sort says: into 2 MB of a million vectors, which caches hold.
+        chunk = low.new_empty((rounds, n_all), dtype=torch.int16).t()
     keys = low.new_empty((rounds, n_all), dtype=torch.int16)
     tile = pick(TILES, D, low.device)
     counted = count is not None
@@ -158,7 +170,7 @@ def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor 
     for number in range(rounds):
         index = keys[number].sort(stable=True).indices
         _place[(triton.cdiv(n_all, 1024),)](
-            index, order, chunk, real, N, n_all - N, n_chunks, number, columns,
+            index, order, chunk, real, N, n_all - N, n_chunks, number, *chunk.stride(),
             BLOCK=1024, COUNTED=counted, ORDER=orders,
         )  # fmt: skip
     return Tables(order, chunk, rounds, n_chunks)
