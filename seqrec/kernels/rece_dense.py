@@ -47,7 +47,7 @@ def look_up_table(
 @triton.jit(do_not_specialize=["n_rows", "n_items", "length", "n_chunks", "rounds"])
 def collect(
     bits, table, chunk, n_rows, n_items, length, n_chunks, rounds,
-    WORDS: tl.constexpr, ITEMS: tl.constexpr, AT_ONCE: tl.constexpr,
+    WORDS: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
     """(words of the block, 128 length): near, and 0 beyond the last item. `chunk`: (rounds, N + V).
 
@@ -61,11 +61,15 @@ def collect(
     of_round = chunk + n_rows + j
     found = tl.zeros((ITEMS, WORDS), tl.int32)
     entries = table + group.to(tl.int64) * rounds * n_chunks * WORDS
-    for first in range(0, rounds, AT_ONCE):
-        for more in tl.static_range(AT_ONCE):
-            number = tl.minimum(first + more, rounds - 1).to(tl.int64)  # the last one again changes nothing
-            c = tl.load(of_round + number * (n_rows + n_items), mask=inside, other=0).to(tl.int32)
-            found = found | tl.load(entries + number * n_chunks * WORDS + c[:, None] * WORDS + word[None, :])
+    size = n_chunks * WORDS
+    for number in range(0, rounds, 2):
+        # Of an odd number the last one twice: that changes nothing.
+        other = tl.minimum(number + 1, rounds - 1)
+        a = tl.load(of_round + tl.cast(number, tl.int64) * (n_rows + n_items), mask=inside, other=0).to(tl.int32)
+        b = tl.load(of_round + tl.cast(other, tl.int64) * (n_rows + n_items), mask=inside, other=0).to(tl.int32)
+        low = (number * size + a * WORDS)[:, None] + word[None, :]
+        high = (other * size + b * WORDS)[:, None] + word[None, :]
+        found = found | tl.load(entries + low) | tl.load(entries + high)
     out = bits + (group * WORDS + word).to(tl.int64)[None, :] * (length * 128) + j[:, None]
     tl.store(out, tl.where(inside[:, None], found, 0), mask=(j < length * 128)[:, None])
 

@@ -72,11 +72,12 @@ WORDS = 16
 """Of 32 positions each, that an entry of the look-up table holds: 64 bytes, so that a round's entries of a few hundred
 chunks stay in the first cache."""
 
-COLLECTED = 2048
-"""Items whose bits a program collects: as many as registers of a multiprocessor hold."""
+COLLECTED = 256
+"""Items whose bits a program collects."""
 
-COLLECTORS = 32
-"""Warps of such a program."""
+COLLECTORS = Tile(COLLECTED, 32 * WORDS, 4, 1, 64)
+"""Programs that together keep the bits of 2,048 items of a multiprocessor in registers: so many items use what the
+first cache brings of a round's entries."""
 
 DENSE_PROGRAMS = 2112
 """As PROGRAMS, of pairs that are all scored: four whole turns of the largest card."""
@@ -253,7 +254,7 @@ def _by_blocks(
         )  # fmt: skip
         rece_dense.collect[(triton.cdiv(128 * length, COLLECTED), triton.cdiv(rest, group))](
             bits, table, chunk, N, V, length, tables.n_chunks, rounds,
-            WORDS=WORDS, ITEMS=COLLECTED, AT_ONCE=2, num_warps=COLLECTORS,
+            WORDS=WORDS, ITEMS=COLLECTED, **COLLECTORS.options(),
         )  # fmt: skip
         rece_dense.forward[(triton.cdiv(rest, 64) * 64 // of_rows.rows, stretches)](
             low, bits, largest, mass, to_hidden, more, N, V, length, first, n, stretch, **options,
