@@ -4,8 +4,8 @@
 million interactions, shuffled, ragged), SASRec of length 200, width 64, 2 blocks, 1 head, dropout 0.3; training only.
 Of each configuration, in one process and one run:
 
-captured   an epoch as `seqrec.train` trains on a GPU (bf16), after one that made its graphs; `steps` of it if the loss
-           makes a whole one long
+captured   an epoch as `seqrec.train` trains on a GPU (bf16, losses by kernels, or with `--kernels eager` by PyTorch's
+           operations and then `steps` of it where the loss makes a whole one long), after one that made its graphs
 no loss    the same with a stand-in for the loss that gives gradients of states and a zero gradient of the item table,
            and takes the loss's negatives: data, encoder, optimiser, gaps
 eager      the reference: operation by operation, fp32; its step timed over the first batches, the epoch extrapolated
@@ -54,7 +54,7 @@ CASES: list[tuple[str, int, dict[str, Any], float | None, int]] = [
     ("cce_minus", 128, {"n_negatives": 511}, None, 430),
     ("ce", 1024, {}, None, 430),
 ]
-"""(loss, batch size, keys, budget of an epoch in seconds, most steps that are timed with the loss)."""
+"""(loss, batch size, keys, budget of an epoch in seconds, most steps that are timed with the eager loss)."""
 
 CURVE_STEPS, CURVE_MEAN, CURVE_BOUND = 200, 20, 0.03
 EAGER_SECONDS = 6.0
@@ -183,11 +183,17 @@ def epoch(engine: Engine, number: int, n_steps: int) -> None:
 
 
 def measure(
-    split: Split, name: str, batch_size: int, keys: dict[str, Any], budget_s: float | None, most_steps: int
+    split: Split,
+    kernels: str,
+    name: str,
+    batch_size: int,
+    keys: dict[str, Any],
+    budget_s: float | None,
+    most_steps: int,
 ) -> dict[str, object]:
     """One configuration's row, without its conditions. Raises AssertionError if the curves differ."""
-    run = run_of(name, batch_size, keys)
-    whole = steps_of(split, run, None, most_steps)
+    run = run_of(name, batch_size, keys, kernels=kernels)
+    whole = steps_of(split, run, None, most_steps if kernels == "eager" else 10**9)
     bare = steps_of(split, run, NoLoss(whole["request"]), 10**9)
     meters.release(torch.device("cuda"))
     eager = build(split, run_of(name, batch_size, keys, engine="eager"))
@@ -196,11 +202,13 @@ def measure(
     apart = max(abs(one / other - 1) for one, other in pairs)
     assert apart <= CURVE_BOUND, f"loss curves differ by {apart:.1%}: {pairs}"
     for number, (one, other) in enumerate(pairs):
-        place = {"loss": name, "batch_size": batch_size, "keys": _text(keys), "from_step": number * CURVE_MEAN}
+        place = {"loss": name, "kernels": kernels, "batch_size": batch_size, "keys": _text(keys)}
+        place |= {"from_step": number * CURVE_MEAN}
         CURVES.append({**place, "captured": round(one, 6), "eager": round(other, 6)})
     n_batches = whole["n_batches"]
     return {
         "loss": name,
+        "kernels": kernels,
         "batch_size": batch_size,
         "keys": _text(keys),
         "steps": whole["n_steps"],
@@ -231,6 +239,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=rows.RESULTS)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, from 0")
+    parser.add_argument(
+        "--kernels", choices=["fused", "eager"], default="fused", help="train.kernels of the captured step"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to measure.", file=sys.stderr)
@@ -241,7 +252,7 @@ def main() -> int:
     failed = 0
     for case in [CASES[number] for number in options.only] if options.only else CASES:
         try:
-            row = measure(split, *case)
+            row = measure(split, options.kernels, *case)
         except (AssertionError, torch.OutOfMemoryError) as error:
             print(f"{case}: {error}", file=sys.stderr)
             failed += 1

@@ -269,27 +269,25 @@ def scaled(N: int, V: int, D: int, rounds: int, n_buckets: int, sd: float) -> tu
     return hidden * size, items * size, targets, projections
 
 
+HALF, BFLOAT = torch.float16, torch.bfloat16
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("dtype", "sd", "of_value", "of_gradients"),
-    [
-        (torch.float16, 0.4, 2e-6, 5e-4),
-        (torch.float16, 12.0, 2e-6, 2e-3),
-        (torch.bfloat16, 0.4, 1e-4, 4e-3),
-        (torch.bfloat16, 12.0, 1e-3, 1.5e-2),
-    ],
+    ("dtype", "sd", "bound"), [(HALF, 0.4, 5e-4), (HALF, 12.0, 2e-3), (BFLOAT, 0.4, 4e-3), (BFLOAT, 12.0, 1.5e-2)]
 )
 @pytest.mark.parametrize(("rounds", "dense"), [(1, False), (2, False), (8, False), (12, False), (3, True), (40, True)])
-def test_real_shapes(
-    rounds: int, dense: bool, dtype: torch.dtype, sd: float, of_value: float, of_gradients: float
-) -> None:
+def test_real_shapes(rounds: int, dense: bool, dtype: torch.dtype, sd: float, bound: float) -> None:
     hidden, items, targets, projections = scaled(2048, 20_001, 64, rounds, 156, sd)
     tables = hash_chunks(hidden, items, projections, 156, dtype=dtype)
     found = rece_from_tables(hidden, items, targets, tables=tables, reach=2, dtype=dtype, dense=dense)
     wanted = twin.rece_from_tables(hidden.double(), items.double(), targets, tables=tables, reach=2)
-    assert abs(float(found[0] / wanted[0]) - 1) <= of_value
-    close(found[1], wanted[1], of_gradients)
-    close(found[2], wanted[2], of_gradients)
+    # Rounding the operands alone moves the value at sharp logits, the more the fewer candidates: what is left is held.
+    low = (one.to(dtype).double() for one in (hidden, items))
+    rounded, *_ = twin.rece_from_tables(*low, targets, tables=tables, reach=2)
+    assert abs(float(found[0] / rounded) - 1) <= 2e-6
+    close(found[1], wanted[1], bound)
+    close(found[2], wanted[2], bound)
 
 
 @pytest.mark.gpu

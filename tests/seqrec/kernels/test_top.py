@@ -58,7 +58,7 @@ def assert_top(centres: Tensor, vectors: Tensor, k: int, count: Tensor | None = 
     """As many as there are, no vector twice, and no scores but the largest."""
     found = top_items(centres, vectors, k, count)
     assert found.dtype == torch.int32
-    wanted = twin.top_items(centres, vectors, k, count).long()
+    wanted = twin.top_items(centres.double(), vectors.double(), k, count).long()
     scores = torch.cat([centres.double() @ vectors.double().T, centres.new_full((len(centres), 1), -torch.inf)], 1)
     assert torch.equal((found >= 0).sum(1), (wanted >= 0).sum(1))
     for chosen in found.long():
