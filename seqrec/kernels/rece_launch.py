@@ -37,12 +37,12 @@ TILES: dict[str, Table] = {
             512: Tile(64, 32, 8, 2),
         },
     },
-    # As the first two, of pairs that are all scored: 64 positions at most.
+    # As the first two, of pairs that are all scored: 16 to 128 positions and items.
     "dense forward": {
         8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
         9: {
             32: Tile(64, 128, 4, 3),
-            64: Tile(64, 128, 4, 3),
+            64: Tile(64, 128, 4, 2, 128),
             128: Tile(64, 64, 4, 3),
             256: Tile(64, 64, 8, 3),
             512: Tile(64, 32, 8, 2),
@@ -52,7 +52,7 @@ TILES: dict[str, Table] = {
         8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
         9: {
             32: Tile(64, 64, 4, 3),
-            64: Tile(64, 64, 4, 3),
+            64: Tile(64, 128, 4, 2, 128),
             128: Tile(64, 64, 4, 3),
             256: Tile(64, 64, 8, 2),
             512: Tile(64, 32, 8, 2),
