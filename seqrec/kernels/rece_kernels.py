@@ -60,7 +60,7 @@ def forward(
     wide = d < D
     x = tl.load(low + row[:, None] * D + d[None, :], mask=inside[:, None] & wide[None, :], other=0.0)
     length = stride(n_rows, n_items)
-    a0, a1, a2, a3 = residents(words + rank, rank, length, number, reach, WORDS)
+    away = residents(words + rank, length, number, reach, WORDS)
     # Windows of spare positions start beyond everything: no sum of theirs may overflow.
     begin, stop = tl.minimum(tl.min(first, 0), n_items) // 16 * 16, tl.max(end, 0)
     width = tl.cdiv(tl.cdiv(tl.maximum(stop - begin, 0), tl.num_programs(1)), COLUMNS) * COLUMNS
@@ -78,7 +78,7 @@ def forward(
         w = tl.load(low + item[:, None] * D + d[None, :], mask=wide[None, :], other=0.0)
         s = tl.dot(x, tl.trans(w), input_precision="ieee" if EXACT else "tf32")
         keep = counted_pairs(
-            first, end, j, words + rank, words + (items_at(n_rows) + j), a0, a1, a2, a3, length, number, reach, n_long,
+            first, end, j, words + rank, words + (items_at(n_rows) + j), away, length, number, reach, n_long,
             ROWS, COLUMNS, WORDS, PACKED,
         )  # fmt: skip
         s = tl.where(keep, s * LOG2E, float("-inf"))
@@ -194,7 +194,7 @@ def backward(
     w = tl.load(low + vector[:, None] * D + d[None, :], mask=inside[:, None] & wide[None, :], other=0.0)
     length = stride(n_rows, n_items)
     resident = words + (items_at(n_rows) + rank)
-    a0, a1, a2, a3 = residents(resident, rank, length, number, reach, WORDS)
+    away = residents(resident, length, number, reach, WORDS)
     gradient = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in range(tl.minimum(tl.min(first, 0), n_rows) // 16 * 16, tl.max(end, 0), COLUMNS):
         j = start + tl.arange(0, COLUMNS)
@@ -204,7 +204,7 @@ def backward(
         x = tl.load(low + row[:, None] * D + d[None, :], mask=wide[None, :], other=0.0)
         s = tl.dot(w, tl.trans(x), input_precision="ieee" if EXACT else "tf32")
         keep = counted_pairs(
-            first, end, j, resident, words + j, a0, a1, a2, a3, length, number, reach, n_long,
+            first, end, j, resident, words + j, away, length, number, reach, n_long,
             ROWS, COLUMNS, WORDS, PACKED,
         )  # fmt: skip
         p = tl.where(keep, tl.exp2(s * LOG2E - lse[None, :]), 0.0)

@@ -86,7 +86,7 @@ ROOM = 300 * 2**20
 """Bytes that the bits of a block of positions may take; 512 positions are a block at least. Each block reads and
 writes the items' gradient once."""
 
-UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4}
+UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 """32-bit words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
 
 
@@ -243,8 +243,10 @@ def _by_blocks(
     length = triton.cdiv(V, 128)
     of_rows, of_items = step.pick("dense forward"), step.pick("dense backward")
     group = 32 * WORDS
-    groups = max(1, min(ROOM // (4 * WORDS * (V + rounds * tables.n_chunks)), triton.cdiv(N, group)))
-    n = groups * group
+    unit = max(group, 64, of_rows.rows, of_items.columns)  # powers of two: tiles end where blocks do
+    most = ROOM // (4 * WORDS * (V + rounds * tables.n_chunks)) * group // unit
+    n = max(1, min(most, triton.cdiv(N, unit))) * unit
+    groups = n // group
     tiles = n // of_rows.rows
     stretches = max(1, min(DENSE_PROGRAMS // tiles, MOST_DENSE_STRETCHES, triton.cdiv(V, of_rows.columns)))
     stretch = triton.cdiv(triton.cdiv(V, stretches), of_rows.columns) * of_rows.columns
@@ -255,16 +257,16 @@ def _by_blocks(
     to_items = step.new(V if step.gradients else 0, D)
     options = {**step.width(), "EXACT": low.dtype == torch.float32, "COMPILED": _compiled(low.device)}
     for first in range(0, N, n):
-        rest = min(n, N - first)
+        rest = min(n, triton.cdiv(N - first, unit) * unit)
         rece_dense.look_up_table[(rounds, groups * WORDS)](
             table, chunk, step.real(), N, V, tables.n_chunks, step.reach, first,
             WORDS=WORDS, CHUNKS=64, COUNTED=counted,
         )  # fmt: skip
-        rece_dense.collect[(triton.cdiv(128 * length, COLLECTED), triton.cdiv(rest, group))](
+        rece_dense.collect[(triton.cdiv(128 * length, COLLECTED), rest // group)](
             bits, table, chunk, N, V, length, tables.n_chunks, rounds,
             WORDS=WORDS, ITEMS=COLLECTED, **COLLECTORS.options(),
         )  # fmt: skip
-        rece_dense.forward[(triton.cdiv(rest, 64) * 64 // of_rows.rows, stretches)](
+        rece_dense.forward[(rest // of_rows.rows, stretches)](
             low, bits, largest, mass, to_hidden, more, N, V, length, first, n, stretch, **options,
             ROWS=of_rows.rows, COLUMNS=of_rows.columns, MIX=step.gradients, **of_rows.options(),
         )  # fmt: skip

@@ -14,7 +14,7 @@ import triton.language as tl
 NEVER = tl.constexpr(0x8000)
 """A half that no chunk comes near to."""
 MANY = tl.constexpr(-1)
-"""Of 32-bit words: as many as an argument says. 0, 1, 2 and 4 are unrolled, and their loads run ahead."""
+"""Of 32-bit words: as many as an argument says. 0, 1, 2, 4 and 8 are unrolled, and their loads run ahead."""
 
 
 @triton.jit
@@ -95,47 +95,37 @@ def _unseen(nearest, reach, PACKED: tl.constexpr):
 
 @triton.jit
 def counted_pairs(
-    first, end, j, resident, streamed, a0, a1, a2, a3, length, number, reach, n_long,
+    first, end, j, resident, streamed, away, length, number, reach, n_long,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Which pairs of a tile count. resident, streamed: pointers to the first words of either; length: the stride."""
     keep = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
     if WORDS != 0:
         nearest = tl.full((ROWS, COLUMNS), -1 if PACKED else 0xFFFF, tl.int32)
-        if WORDS > 0:
-            long = tl.load(streamed)
-            nearest = _nearest(nearest, a0, long.to(tl.int32), PACKED)
-            if WORDS > 1:
-                nearest = _nearest(nearest, a1, (long >> 32).to(tl.int32), PACKED)
-        if WORDS > 2:
-            long = tl.load(streamed + length)
-            nearest = _nearest(nearest, a2, long.to(tl.int32), PACKED)
-            nearest = _nearest(nearest, a3, (long >> 32).to(tl.int32), PACKED)
+        for k in tl.static_range((WORDS + 1) // 2):
+            long = tl.load(streamed + length.to(tl.int64) * k)
+            nearest = _nearest(nearest, away[2 * k + 1], long.to(tl.int32), PACKED)
+            if 2 * k + 1 < WORDS:
+                nearest = _nearest(nearest, away[2 * k + 2], (long >> 32).to(tl.int32), PACKED)
         if WORDS < 0:
             for k in range(0, n_long):
                 own = tl.load(resident + tl.cast(k, tl.int64) * length)
                 long = tl.load(streamed + tl.cast(k, tl.int64) * length)
-                away = _away(own.to(tl.int32), 2 * k, number, reach)
-                nearest = _nearest(nearest, away, long.to(tl.int32), PACKED)
-                away = _away((own >> 32).to(tl.int32), 2 * k + 1, number, reach)
-                nearest = _nearest(nearest, away, (long >> 32).to(tl.int32), PACKED)
+                low = _away(own.to(tl.int32), 2 * k, number, reach)
+                nearest = _nearest(nearest, low, long.to(tl.int32), PACKED)
+                high = _away((own >> 32).to(tl.int32), 2 * k + 1, number, reach)
+                nearest = _nearest(nearest, high, (long >> 32).to(tl.int32), PACKED)
         keep = keep & _unseen(nearest, reach, PACKED)
     return keep
 
 
 @triton.jit
-def residents(resident, t, length, number, reach, WORDS: tl.constexpr):
-    """The words of resident vectors that an unrolled loop keeps."""
-    a0 = t
-    a1 = t
-    a2 = t
-    a3 = t
-    if WORDS > 0:
-        long = tl.load(resident)
-        a0 = _away(long.to(tl.int32), 0, number, reach)
-        a1 = _away((long >> 32).to(tl.int32), 1, number, reach)
-    if WORDS > 2:
-        long = tl.load(resident + length)
-        a2 = _away(long.to(tl.int32), 2, number, reach)
-        a3 = _away((long >> 32).to(tl.int32), 3, number, reach)
-    return a0, a1, a2, a3
+def residents(resident, length, number, reach, WORDS: tl.constexpr):
+    """The words of resident vectors that an unrolled loop keeps, behind a number that is none."""
+    away = (number,)
+    for k in tl.static_range((WORDS + 1) // 2):
+        long = tl.load(resident + length.to(tl.int64) * k)
+        low = _away(long.to(tl.int32), 2 * k, number, reach)
+        high = _away((long >> 32).to(tl.int32), 2 * k + 1, number, reach)
+        away = away + (low, high)  # noqa: RUF005
+    return away

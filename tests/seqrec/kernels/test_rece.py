@@ -106,7 +106,7 @@ def test_values_and_gradients(N: int, V: int, D: int, rounds: int, n_chunks: int
 
 
 def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rece_launch, "WORDS", 2)  # three groups of 64 positions a block
+    monkeypatch.setattr(rece_launch, "WORDS", 2)  # groups of 64 positions, several of them a block
     hidden, items, targets, projections = case(130, 321, 64, 2, 5)
     tables = hash_chunks(hidden, items, projections, 5, **EXACT)
     for dense in (False, True):
