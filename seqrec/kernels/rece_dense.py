@@ -7,9 +7,18 @@ table holds for each (round, chunk) the bits of the positions that see that chun
 one entry a round, 32 tests a word. The bits of a block (V / 8 bytes a position) lie in memory word by word; forward and
 backward pass read them beside the products they make, and the block after takes their place.
 
+Order of bits. A thread of the matrix units holds of a product rows g and g + 8 of every 16, and of every 8 columns a
+pair, the number of the pair being its own (as g is): with positions 8 k + 2 q + e of 64 (k < 8, q < 4, e < 2),
+
+    word q / 2, bit 16 (q % 2) + 2 k + e
+
+has for an item all positions of a thread's columns at constant bits (backward: q is the thread's, k and e its
+registers'), and for 16 rows of positions all of a warp's in half a word (forward: rows g + 8 h are k = g, e = h, and
+the warp has q): one select and at most one test a score, and a word is loaded once for 16 or 2 of them.
+
 Tiling as in exact cross-entropy: 64 positions over stretches of the catalog, 64 items over the block's positions; one
-tile serves both products. Float32 accumulation; the items' gradient grows block by block through plain loads and
-stores. Deterministic.
+tile serves both products. Loops have no masks: rows of zeros and words of no bits lie behind the last ones. Float32
+accumulation; the items' gradient grows block by block through plain loads and stores. Deterministic.
 """
 
 from __future__ import annotations
@@ -51,8 +60,8 @@ def collect(
 ):  # fmt: skip
     """(words of the block, 128 length): near, and 0 beyond the last item. `chunk`: (rounds, N + V).
 
-    Many items a program, so that what it brings of a round's entries into the first cache serves several of them; its
-    threads stay together as the chunks of a few rounds are loaded.
+    Bound by the first cache, V R N / 8 bytes: programs that run together walk over the rounds together, so that the
+    entries of a round or two stay there, and serve as many items as registers hold.
     """
     j = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     group = tl.program_id(1)
@@ -86,9 +95,10 @@ def _rows(low, row, D: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
     place = low + row[:, None] * D + d[None, :]
     if D == BLOCK_D:
-        return tl.load(place)
+        found = tl.load(place)
     else:
-        return tl.load(place, mask=(d < D)[None, :], other=0.0)
+        found = tl.load(place, mask=(d < D)[None, :], other=0.0)
+    return found
 
 
 @triton.jit

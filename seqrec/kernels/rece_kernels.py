@@ -5,7 +5,8 @@ belong to, and walks over the union of their windows, tiles of items that are ne
 backward pass has the parts exchanged. Both read vectors through the order (a row of a table is one stretch of memory),
 so nothing is gathered beforehand, and one tile serves both products, as keys and values of attention do. A position
 occurs in one program (or one a stretch of the windows) of a round, an item too: what rounds leave is merged by plain
-loads and stores. Products accumulate in float32; deterministic but for `add_targets`, which adds N rows atomically.
+loads and stores. Products accumulate in float32; deterministic but for `add_targets`, which adds N rows atomically;
+`add_sorted_targets` does without.
 """
 
 from __future__ import annotations
@@ -109,7 +110,11 @@ def forward(
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "reach", "rounds", "per_vector", "per_round", "first_row", "n_block", "stretches"])
+@triton.jit(
+    do_not_specialize=[
+        "n_rows", "n_items", "reach", "rounds", "per_vector", "per_round", "first_row", "n_block", "stretches",
+    ]
+)  # fmt: skip
 def finish(
     low, items, targets, weights, heaviest, chunk, count, largest, mass, mixed, more_mixed,
     losses, shifted, at_target, n_rows, n_items, reach, rounds, per_vector, per_round, first_row, n_block, stretches,
@@ -138,8 +143,9 @@ def finish(
     positive = tl.sum(x * w, 1) * LOG2E
     found = i < 0
     for number in range(0, rounds):
-        own = tl.load(chunk + i * per_vector + tl.cast(number, tl.int64) * per_round, mask=live, other=0).to(tl.int32)
-        its = tl.load(chunk + (n_rows + y) * per_vector + tl.cast(number, tl.int64) * per_round, mask=live, other=0).to(tl.int32)
+        of_round = chunk + tl.cast(number, tl.int64) * per_round
+        own = tl.load(of_round + i * per_vector, mask=live, other=0).to(tl.int32)
+        its = tl.load(of_round + (n_rows + y) * per_vector, mask=live, other=0).to(tl.int32)
         found = found | (tl.abs(own - its) <= reach)
 
     m = positive
@@ -232,3 +238,50 @@ def add_targets(
     y = tl.load(targets + i, mask=share != 0, other=0).to(tl.int64)
     x = tl.load(hidden + i.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
     tl.atomic_add(to_items + y[:, None] * D + d[None, :], share[:, None] * x, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def _shares(hidden, order, at_target, k, counts, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """at_target_i x_i of some of the sorted positions, 0 of those that do not count."""
+    i = tl.load(order + k, mask=counts, other=0)
+    share = tl.load(at_target + i, mask=counts, other=0.0)
+    d = tl.arange(0, BLOCK_D)
+    mask = (share != 0)[:, None] & (d < D)[None, :]
+    return share[:, None] * tl.load(hidden + i[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_items"])
+def add_sorted_targets(
+    hidden, keys, order, at_target, to_items, n_rows, n_items,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """As `add_targets`, each item by one program: the one that has its first position. keys: the targets, sorted."""
+    first = tl.program_id(0) * ROWS
+    k = first + tl.arange(0, ROWS)
+    y = tl.load(keys + k, mask=k < n_rows, other=-1)
+    own = (y >= 0) & (y < n_items)
+    # A row of `total`: the sum over the positions of this program that have the row's target.
+    total = tl.dot(
+        (y[:, None] == y[None, :]).to(tl.float32), _shares(hidden, order, at_target, k, own, D, BLOCK_D),
+        input_precision="ieee",
+    )  # fmt: skip
+    before = tl.load(keys + k - 1, mask=(k > 0) & (k < n_rows), other=-1)
+    head = own & (before != y)
+    after = first + ROWS
+    last = tl.load(keys + tl.minimum(after, n_rows) - 1)
+    begins_here = (first == 0) | (tl.load(keys + tl.maximum(first - 1, 0)) != last)
+    going = begins_here & (after < n_rows) & (tl.load(keys + tl.minimum(after, n_rows - 1)) == last)
+    end = after
+    while going:
+        end += ROWS
+        going = (end < n_rows) & (tl.load(keys + tl.minimum(end, n_rows - 1)) == last)
+    more = tl.zeros((BLOCK_D,), tl.float32)
+    for start in tl.range(after, end, ROWS, num_stages=1):
+        k = start + tl.arange(0, ROWS)
+        counts = (k < n_rows) & (tl.load(keys + k, mask=k < n_rows, other=-1) == last)
+        more += tl.sum(_shares(hidden, order, at_target, k, counts, D, BLOCK_D), 0)
+    total = tl.where((y == last)[:, None], total + more[None, :], total)
+    d = tl.arange(0, BLOCK_D)
+    place = to_items + y.to(tl.int64)[:, None] * D + d[None, :]
+    mask = head[:, None] & (d < D)[None, :]
+    tl.store(place, tl.load(place, mask=mask, other=0.0) + total, mask=mask)

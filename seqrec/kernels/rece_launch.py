@@ -86,6 +86,10 @@ ROOM = 300 * 2**20
 """Bytes that the bits of a block of positions may take; 512 positions are a block at least. Each block reads and
 writes the items' gradient once."""
 
+SORTED_FROM = 2
+"""Rounds from which on targets are sorted, so that no item is added to by two programs: of one round a sort would be a
+tenth of the time at a few hundred thousand items."""
+
 UNROLLED = {0: 0, 1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 """32-bit words of earlier chunks -> the number a kernel unrolls; any other number is one kernel with a loop."""
 
@@ -135,10 +139,16 @@ class Step:
         heaviest = self.low if self.weights is None else self.weights.max()
         walk = _by_blocks if dense else _by_rounds
         to_items = walk(self, to_hidden, losses, shifted, at_target, heaviest)
-        if self.gradients:
+        if self.gradients and self.tables.rounds < SORTED_FROM:
             block = self.block()
             kernels.add_targets[(triton.cdiv(N, block),)](
                 self.hidden, self.targets, at_target, to_items, N, **self.width(), ROWS=block
+            )
+        elif self.gradients:
+            # What a target that is no item becomes in 32 bits does not matter: its share is 0.
+            keys, order = self.targets.int().sort(stable=True)
+            kernels.add_sorted_targets[(triton.cdiv(N, 16),)](
+                self.hidden, keys, order, at_target, to_items, N, len(self.items), **self.width(), ROWS=16
             )
         return losses.sum(), to_hidden, to_items
 
@@ -192,18 +202,20 @@ def _by_rounds(
         window, step.real(), N, V, tables.n_chunks, reach, BLOCK=1024, COUNTED=step.count is not None
     )
     length = 16 * (triton.cdiv(N, 16) + triton.cdiv(V, 16) + 32)
-    words = order.new_empty((triton.cdiv(rounds - 1, 4), length), dtype=torch.int64)
+    n_longs = max(triton.cdiv(rounds - 1, 4), 4 if rounds > 9 else 0)
+    words = order.new_empty((n_longs, length), dtype=torch.int64)
     largest, mass = step.new(2, stretches, N)
     more = step.new(stretches - 1, N, D) if step.gradients and stretches > 1 else to_hidden
     options = {**step.width(), "PACKED": _packed(low.device), "EXACT": low.dtype == torch.float32}
 
     def pack(number: int) -> tuple[int, int]:
         """Earlier chunks in this round's order: 64-bit words of them, and the 32-bit ones a kernel unrolls."""
-        n_long = triton.cdiv(number, 4)
+        unrolled = UNROLLED.get(triton.cdiv(number, 2), -1)
+        n_long = triton.cdiv(number, 4) if unrolled < 0 else triton.cdiv(unrolled, 2)
         if number:
             grid = (triton.cdiv(n_all, 256),)
             rece_pairs.pack[grid](words, order, chunk, N, V, number, tables.chunk.shape[1], n_long, BLOCK=256)
-        return n_long, UNROLLED.get(triton.cdiv(number, 2), -1)
+        return n_long, unrolled
 
     for number in range(rounds):
         n_long, unrolled = pack(number)

@@ -127,5 +127,5 @@ def residents(resident, length, number, reach, WORDS: tl.constexpr):
         long = tl.load(resident + length.to(tl.int64) * k)
         low = _away(long.to(tl.int32), 2 * k, number, reach)
         high = _away((long >> 32).to(tl.int32), 2 * k + 1, number, reach)
-        away = away + (low, high)  # noqa: RUF005
+        away = away + (low, high)  # type: ignore[assignment]  # noqa: RUF005
     return away

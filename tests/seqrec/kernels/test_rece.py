@@ -105,11 +105,13 @@ def test_values_and_gradients(N: int, V: int, D: int, rounds: int, n_chunks: int
         same(hidden, items, targets, None, tables, reach, dense=dense)
 
 
-def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", [0, 2**30])
+def test_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr(rece_launch, "ROOM", room)
     monkeypatch.setattr(rece_launch, "WORDS", 2)  # groups of 64 positions, several of them a block
     hidden, items, targets, projections = case(130, 321, 64, 2, 5)
     tables = hash_chunks(hidden, items, projections, 5, **EXACT)
-    for dense in (False, True):
+    for dense in (False, True) if room else (True,):
         same(hidden, items, targets, normal(130, seed=5).abs(), tables, 1, dense=dense)
 
 
@@ -167,12 +169,25 @@ def test_the_whole_way_and_what_is_left_out() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_repeats_to_the_bit_but_for_targets() -> None:
-    hidden, items, targets, projections = case(20, 41, 16, 3, 6)
-    targets = torch.randperm(41, generator=torch.Generator().manual_seed(1))[:20].to(DEVICE)  # no two add to one row
-    given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1, **EXACT}
+@pytest.mark.parametrize(("rounds", "dense"), [(1, False), (3, False), (3, True)])
+def test_repeats_to_the_bit(rounds: int, dense: bool) -> None:
+    hidden, items, targets, projections = case(20, 41, 16, rounds, 6)
+    if rounds == 1:
+        targets = torch.randperm(41, generator=torch.Generator().manual_seed(1))[:20].to(DEVICE)  # no row gets two
+    given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1, "dense": dense, **EXACT}
     first, second = (rece(hidden, items, targets, **given) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dense", [False, True])
+def test_targets_that_many_positions_have(dense: bool) -> None:
+    hidden, items, targets, projections = case(150, 41, 24, 2, 6)
+    targets[10:90] = 7
+    targets[100:] = 40
+    targets[3] = 0
+    tables = hash_chunks(hidden, items, projections, 6, **EXACT)
+    same(hidden, items, targets, None, tables, 1, dense=dense)
 
 
 @pytest.mark.usefixtures("small_tiles")
