@@ -150,7 +150,7 @@ class FusedCeMinus(Loss):
                 compute = partial(
                     shared_softmax,
                     ids=negatives.ids,
-                    offsets=self._offsets(negatives),
+                    offsets=self._offsets(negatives, weights_N),
                     correction=correction,
                     log_q=log_q,
                 )
@@ -160,14 +160,18 @@ class FusedCeMinus(Loss):
 
         return work
 
-    def _offsets(self, negatives: Negatives) -> Tensor | None:
+    def _offsets(self, negatives: Negatives, weights_N: Tensor | None) -> Tensor | None:
         """(G + 1,) where each user's positions, which lie end to end, begin; None: positions were dealt in turn."""
         assert self.request is not None
-        assert negatives.group is not None
+        group = negatives.group
+        assert group is not None
         if self.request.scope != "user":
             return None
-        rows = torch.arange(len(negatives.ids) + 1, device=negatives.group.device)
-        return torch.searchsorted(negatives.group, rows)
+        G = len(negatives.ids)
+        if weights_N is not None:
+            # Spare targets of masked batches are of any history, and would break the order.
+            group = group.masked_fill(weights_N == 0, G - 1)
+        return torch.searchsorted(group, torch.arange(G + 1, device=group.device))
 
 
 class FusedRece(Loss):

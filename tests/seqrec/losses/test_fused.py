@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from seqrec import config, losses
+from seqrec.data.batches import Capacity
+from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import Negatives
+from seqrec.data.tables import Sequences
 from seqrec.kernels.draws import drawn
 from seqrec.losses import fused
 from seqrec.losses.rece import Rece
@@ -106,6 +110,31 @@ def test_value_and_gradients_are_the_eager_ones(name: str, spare: int) -> None:
         wanted = eager.value_and_gradients(hidden[:N], items, targets[:N], None, None, **fixed(eager))
         assert not found[1][N:].any()
         found = found[0], found[1][:N], found[2]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+
+
+def test_draws_of_users_where_spare_targets_lie_anywhere() -> None:
+    """Spare targets of masked batches are of the first users' histories, and come behind the last user's."""
+    n_users, length = 12, 8
+    history = np.arange(n_users * length) * 7 % V
+    train = Sequences(history.astype(np.int32), np.arange(0, len(history) + 1, length), np.arange(n_users))
+    batches = ClozeBatches(
+        train, max_length=length, batch_size=n_users, drop_last=False, seed=1, device=DEVICE, mask_probability=0.3
+    )
+    plan = batches.plan(1)
+    size = plan.sizes[0]
+    batch = batches.gather(plan.users, Capacity(size.positions + 9, size.targets + 11, n_users + 2, length))
+    assert (batch.rows.diff() < 0).any()
+    M = len(batch.targets)
+    hidden, items = torch.randn(M, D, device=DEVICE), torch.randn(V, D, device=DEVICE)
+    draws = Negatives(torch.randint(V, (n_users + 2, K), device=DEVICE), batch.rows, None, None)
+    tree = {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": LOSSES["ce_minus"]}
+    configuration = config.parse(tree).loss
+    eager, kernel = losses.build(configuration, V), fused.build(configuration, V, torch.float32)
+    found, wanted = (
+        one.value_and_gradients(hidden, items, batch.targets, draws, None, batch.weights) for one in (kernel, eager)
+    )
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
 
