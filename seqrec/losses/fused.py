@@ -19,6 +19,7 @@ from seqrec import config, kernels
 from seqrec.data.negatives import Negatives
 from seqrec.kernels.cross_entropy import cross_entropy
 from seqrec.kernels.rece import rece
+from seqrec.kernels.rece_tables import MOST_BUCKETS
 from seqrec.kernels.sampled import sampled_binary, sampled_softmax
 from seqrec.kernels.sce import mixed_centres, sce
 from seqrec.kernels.shared import shared_softmax
@@ -31,12 +32,17 @@ from seqrec.losses.rece import Rece
 from seqrec.losses.sce import Sce
 
 
-def why_not(device: torch.device, width: int, low: torch.dtype) -> str | None:
-    """Why the kernels cannot take a loss's place, as a law that is broken; None: they can."""
+def why_not(device: torch.device, width: int, low: torch.dtype, loss: config.Loss) -> str | None:
+    """Why the kernels cannot take a loss's place, as a law that is broken; None: they can. width: of the states that
+    the loss is given, which may have more numbers than the model's `hidden_size`."""
     if device.type != "cuda":
         return "a CUDA device"
     if low == torch.float32:
         return "train.precision bf16: their operands have 16 bits"
+    if width > kernels.WIDEST:
+        return f"item embeddings of at most {kernels.WIDEST} numbers"
+    if isinstance(loss, config.Rece) and loss.n_buckets > MOST_BUCKETS:
+        return f"loss.n_buckets <= {MOST_BUCKETS}"
     return kernels.why_not(device, width, 1)
 
 

@@ -155,6 +155,15 @@ def test_tables(n_buckets: int, count: int | None) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
+def test_more_tiles_of_buckets_than_256() -> None:
+    """Wide vectors have narrow tiles of buckets."""
+    hidden, items, _, projections = case(9, 40, 16, 1, 6000)
+    found = hash_chunks(hidden, items, projections, 29, **EXACT)
+    wanted = twin.hash_chunks(hidden, items, projections, 29)
+    assert torch.equal(found.order, wanted.order)
+
+
+@pytest.mark.usefixtures("small_tiles")
 def test_the_whole_way_and_what_is_left_out() -> None:
     hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 1}

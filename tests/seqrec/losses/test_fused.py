@@ -191,4 +191,9 @@ def test_a_batch_without_positions(name: str) -> None:
 
 
 def test_where_kernels_cannot_run() -> None:
-    assert fused.why_not(torch.device("cpu"), 64, torch.bfloat16) == "a CUDA device"
+    cuda, ce, rece = torch.device("cuda"), config.Ce(name="ce"), config.Rece(name="rece", n_buckets=16_384)
+    assert fused.why_not(torch.device("cpu"), 64, torch.bfloat16, ce) == "a CUDA device"
+    assert "precision bf16" in str(fused.why_not(cuda, 64, torch.float32, ce))
+    # BERT4Rec's bias is one more.
+    assert fused.why_not(cuda, 513, torch.bfloat16, ce) == "item embeddings of at most 512 numbers"
+    assert fused.why_not(cuda, 64, torch.bfloat16, rece) == "loss.n_buckets <= 16383"
