@@ -146,7 +146,8 @@ def _sce(
     tiles_x, tiles_y = -(-bucket_size_x // tile.rows), -(-bucket_size_y // tile.columns)
     shape = {"D": D, "BLOCK_D": power_of_2(D), "BLOCK_X": tile.rows, "BLOCK_Y": tile.columns}
     shape |= {"num_warps": tile.warps, "num_stages": tile.stages}
-    lse, won_lse = hidden.new_empty((2, n_buckets, bucket_size_x), dtype=torch.float32).unbind()
+    # Two allocations: kernels are compiled once more for pointers that are not multiples of 16.
+    lse, won_lse = (hidden.new_empty((n_buckets, bucket_size_x), dtype=torch.float32) for _ in range(2))
     buckets.losses[(tiles_x, n_buckets)](
         x, w, targets, positions, chosen, lse, winner, V, bucket_size_x, bucket_size_y, **shape
     )
