@@ -227,7 +227,8 @@ class FusedSce(Loss):
     """sce; weights say which positions are real, and nothing else: it is a mean over those that are in some bucket."""
 
     covered_share: Tensor | None = None
-    """As of the eager one."""
+    """As of the eager one. Made by the first call, which is not captured, and written to by all others: steps captured
+    in several shapes share it."""
 
     def __init__(self, eager: Sce, dtype: torch.dtype) -> None:
         super().__init__()
@@ -254,7 +255,7 @@ class FusedSce(Loss):
             centres.normal_(generator=generator)
 
         def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            value, to_hidden, to_items, self.covered_share = sce(
+            value, to_hidden, to_items, share = sce(
                 hidden,
                 items,
                 targets_N,
@@ -265,6 +266,10 @@ class FusedSce(Loss):
                 dtype=self.dtype,
                 gradients=needs_gradient,
             )
+            if self.covered_share is None or self.covered_share.device != share.device:
+                self.covered_share = share
+            else:
+                self.covered_share.copy_(share)
             return value, to_hidden, to_items
 
         return work

@@ -177,6 +177,22 @@ def test_random_projections_and_centres_come_from_the_generator() -> None:
             assert first != pytest.approx(other, rel=1e-6)
 
 
+def test_the_covered_share_lies_where_it_lay() -> None:
+    """Steps captured in several shapes write it to one place, which outlives them."""
+    hidden, items, targets, weights, _ = problem()
+    tree = {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": LOSSES["sce"] | {"n_buckets": 1}}
+    kernel = fused.build(config.parse(tree).loss, V, torch.float32)
+    assert isinstance(kernel, fused.FusedSce)
+    places = []
+    for n in (N + SPARE, 22):
+        count = min(n, N)
+        kernel.value_and_gradients(hidden[:n], items, targets[:n], None, None, weights[:n])
+        assert kernel.covered_share is not None
+        assert kernel.covered_share.item() == pytest.approx(11 / count)
+        places.append(kernel.covered_share.data_ptr())
+    assert places[0] == places[1]
+
+
 @pytest.mark.parametrize("name", ["ce", "ce_minus", "rece", "sce"])
 def test_a_batch_without_positions(name: str) -> None:
     hidden, items, targets, _, users = problem()
