@@ -76,7 +76,11 @@ def _lower(hidden, items, low, n_rows, n_items, D: tl.constexpr, BLOCK_D: tl.con
     item_place = (t - n_rows).to(tl.int64)[:, None] * D + d
     x = tl.load(hidden + place, mask=of_row, other=0.0).to(tl.float32)
     w = tl.load(items + item_place, mask=of_item, other=0.0).to(tl.float32)
-    tl.store(low + place, tl.where(of_row, x, w).to(low.dtype.element_ty), mask=of_row | of_item)
+    x = tl.where(of_row, x, w)
+    # What the low dtype cannot hold is NaN: a score of -inf would not show.
+    rounded = x.to(low.dtype.element_ty).to(tl.float32)
+    x = tl.where(rounded - rounded == 0, x, float("nan"))
+    tl.store(low + place, x.to(low.dtype.element_ty), mask=of_row | of_item)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds", "marks"])

@@ -219,6 +219,10 @@ def test_numbers_that_half_precision_cannot_hold() -> None:
     hidden, items = normal(20, 16), normal(90, 16, seed=1)
     hidden[4, 4] = 1e5
     assert cross_entropy(hidden, items, ids(20, 90))[0].isnan()
+    # An item that no position wants: -inf is the one score that a sum of exponentials does not show.
+    hidden, items[89, 4] = normal(20, 16).abs(), -1e5
+    for gradients in (True, False):
+        assert cross_entropy(hidden, items, ids(20, 80), gradients=gradients)[0].isnan()
 
 
 def test_no_positions() -> None:

@@ -222,7 +222,19 @@ def test_no_number_comes_of_no_numbers(where: str, bad: float) -> None:
     hidden, items, targets, projections = case(20, 41, 16, 2, 6)
     (hidden if where == "hidden" else items)[targets[0] if where == "items" else 2] = bad
     value, _, _ = rece(hidden, items, targets, projections=projections, n_chunks=6, reach=1, **EXACT)
-    assert not value.isfinite()
+    assert value.isnan()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_item_that_half_precision_cannot_hold(dense: bool) -> None:
+    """And that no position wants: -inf is the one score that a sum of exponentials does not show."""
+    hidden, items, targets, projections = case(20, 41, 16, 2, 6)
+    items[40, 3] = -1e5
+    given: dict[str, Any] = {"projections": projections, "n_chunks": 6, "reach": 6}
+    value, _, _ = rece(hidden.abs(), items, targets % 40, **given, dense=dense)
+    assert value.isnan()
 
 
 def test_no_positions() -> None:
