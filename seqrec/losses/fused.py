@@ -21,7 +21,7 @@ from seqrec.kernels.cross_entropy import cross_entropy
 from seqrec.kernels.rece import rece
 from seqrec.kernels.rece_tables import MOST_BUCKETS
 from seqrec.kernels.sampled import sampled_binary, sampled_softmax
-from seqrec.kernels.sce import mixed_centres, sce
+from seqrec.kernels.sce import LARGEST_BUCKET, MOST_CENTRES, mixed_centres, sce
 from seqrec.kernels.shared import shared_softmax
 from seqrec.losses import build as build_eager
 from seqrec.losses.base import Loss, Pass
@@ -41,8 +41,14 @@ def why_not(device: torch.device, width: int, low: torch.dtype, loss: config.Los
         return "train.precision bf16: their operands have 16 bits"
     if width > kernels.WIDEST:
         return f"item embeddings of at most {kernels.WIDEST} numbers"
-    if isinstance(loss, config.Rece) and loss.n_buckets > MOST_BUCKETS:
-        return f"loss.n_buckets <= {MOST_BUCKETS}"
+    most = {}
+    if isinstance(loss, config.Rece):
+        most = {"n_buckets": MOST_BUCKETS}
+    elif isinstance(loss, config.Sce):
+        most = {"n_buckets": MOST_CENTRES, "bucket_size_x": LARGEST_BUCKET, "bucket_size_y": LARGEST_BUCKET}
+    for key, bound in most.items():
+        if getattr(loss, key) > bound:
+            return f"loss.{key} <= {bound}"
     return kernels.why_not(device, width, 1)
 
 
