@@ -181,8 +181,8 @@ class FusedCeMinus(Loss):
             return None
         G = len(negatives.ids)
         if weights_N is not None:
-            # Spare targets of masked batches are of any history, and would break the order.
-            group = group.masked_fill(weights_N == 0, G - 1)
+            # Spare targets of masked batches are of any history, and would break the order: they are nobody's.
+            group = group.masked_fill(weights_N == 0, G)
         return torch.searchsorted(group, torch.arange(G + 1, device=group.device))
 
 
