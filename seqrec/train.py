@@ -76,7 +76,8 @@ def build_engine(run: Run, split: Split, model: SequenceModel, device: torch.dev
     precision = run.train.precision
     lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
     low = torch.bfloat16 if lowered else torch.float32
-    loss = _loss(run, split.n_items, device, engine, low).to(device)
+    width = model.item_embeddings().shape[1]
+    loss = _loss(run, split.n_items, width, device, engine, low).to(device)
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
@@ -96,13 +97,13 @@ def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured
     return settings.engine
 
 
-def _loss(run: Run, n_items: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
+def _loss(run: Run, n_items: int, width: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
     if run.train.kernels == "eager" or (run.train.kernels == "auto" and (engine, low) != ("captured", torch.bfloat16)):
         return losses.build(run.loss, n_items)
     if device.type == "cuda":
         from seqrec.losses import fused  # brings triton, which a CPU does not need
 
-        broken = fused.why_not(device, run.model.hidden_size, low)
+        broken = fused.why_not(device, width, low, run.loss)
         if broken is None:
             return fused.build(run.loss, n_items)
     else:

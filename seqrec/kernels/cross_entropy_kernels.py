@@ -64,18 +64,16 @@ def _lower(
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
     SCALE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Copies a block of rows in the low dtype, zeros where there are none."""
-    row = first + tl.arange(0, BLOCK)
-    d = tl.arange(0, BLOCK_D)
-    place = row.to(tl.int64)[:, None]
-    x = tl.load(table + place * D + d[None, :], mask=(row < n_rows)[:, None] & (d < D)[None, :], other=0.0)
-    x = x.to(tl.float32) * SCALE
-    high = x.to(low.dtype.element_ty)
-    inside = (d < WIDTH)[None, :]
-    tl.store(low + place * WIDTH + d[None, :], high, mask=inside)
+    """Copies rows in the low dtype, zeros behind the last, NaN where it is too narrow: a score of -inf goes unseen."""
+    row = (first + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    x = tl.load(table + row * D + d, mask=(row < n_rows) & (d < D), other=0.0).to(tl.float32) * SCALE
+    high = x.to(low.dtype.element_ty).to(tl.float32)
+    high = tl.where(high - high == 0, x, float("nan")).to(low.dtype.element_ty)
+    place = row * WIDTH + d
+    tl.store(low + place, high, mask=d < WIDTH)
     if SPLIT:
-        left = (x - high.to(tl.float32)).to(low.dtype.element_ty)
-        tl.store(rest + place * WIDTH + d[None, :], left, mask=inside)
+        tl.store(rest + place, (x - high.to(tl.float32)).to(low.dtype.element_ty), mask=d < WIDTH)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_items", "n_item_programs", "n_row_programs"])

@@ -8,9 +8,10 @@
 `rece_tables` hashes, `rece_kernels` walks over the pairs. Nothing of size (n_buckets, V) or (N, candidates) exists:
 beside a 16-bit copy of both tables and the gradients there are 6 bytes a vector and round, 8 a vector, and 2 more a
 vector and round from the second round on (where rounds reach most pairs: `rece_dense`, 2 bytes a vector and round, and
-bits of a block of positions: 300 MB, or what 512 positions take). Repeatable to the bit but for the targets' share of
-the items' gradient where there is one round, N atomic additions of rows; of more rounds targets are sorted. Launches:
-11 and a sort for one round, 6 and a sort for each more, and another sort.
+bits of a block of positions: 300 MB, or what 512 positions take), and what stretches of the windows leave, 51,200 rows
+of 4 D bytes at most. Repeatable to the bit but for the targets' share of the items' gradient where there is one round,
+N atomic additions of rows; of more rounds targets are sorted. Launches: 11 and a sort for one round, 6 and a sort for
+each more, and another sort.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Step:
     def run(self, dense: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(value, to_hidden, to_items); without gradients those are (0, D)."""
         N, D = self.hidden.shape
-        (losses, at_target), shifted = self.new(2, N), self.new(N + 64)
+        losses, at_target, shifted = self.new(N), self.new(N), self.new(N + 64)
         to_hidden = self.new(N if self.gradients else 0, D)
         to_items = self.new(0, D)
         heaviest = self.low if self.weights is None else self.weights.max()
@@ -153,6 +153,7 @@ class Step:
         return losses.sum(), to_hidden, to_items
 
     def new(self, *shape: int) -> Tensor:
+        """An allocation of its own: for addresses that are not multiples of 16 a kernel is compiled once more."""
         made: Tensor = self.low.new_empty(shape, dtype=torch.float32)
         return made
 
@@ -204,7 +205,7 @@ def _by_rounds(
     length = 16 * (triton.cdiv(N, 16) + triton.cdiv(V, 16) + 32)
     n_longs = max(triton.cdiv(rounds - 1, 4), 4 if rounds > 9 else 0)
     words = order.new_empty((n_longs, length), dtype=torch.int64)
-    largest, mass = step.new(2, stretches, N)
+    largest, mass = step.new(stretches, N), step.new(stretches, N)
     more = step.new(stretches - 1, N, D) if step.gradients and stretches > 1 else to_hidden
     options = {**step.width(), "PACKED": _packed(low.device), "EXACT": low.dtype == torch.float32}
 
@@ -264,7 +265,7 @@ def _by_blocks(
     stretch = triton.cdiv(triton.cdiv(V, stretches), of_rows.columns) * of_rows.columns
     table = low.new_empty((groups, rounds, tables.n_chunks, WORDS), dtype=torch.int32)
     bits = low.new_empty((groups * WORDS, 128 * length), dtype=torch.int32)
-    largest, mass = step.new(2, stretches, n)
+    largest, mass = step.new(stretches, n), step.new(stretches, n)
     more = step.new(stretches - 1, n, D) if step.gradients and stretches > 1 else to_hidden
     to_items = step.new(V if step.gradients else 0, D)
     options = {**step.width(), "EXACT": low.dtype == torch.float32, "COMPILED": _compiled(low.device)}

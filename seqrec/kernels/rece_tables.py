@@ -6,8 +6,8 @@
 Positions and items lie in one table of 16-bit vectors, positions first, and have one kernel, one grid and one sort a
 round: their keys are told apart by an offset. Hash: tiles of (vectors, buckets) products accumulated in float32, a
 running maximum a lane whose lowest 8 mantissa bits hold the number of the tile of buckets it came from (so maxima
-closer than 2^-15 of their size are ties), one reduction over lanes at the end. Nothing of size (n_buckets, V) exists.
-The sort is stable, ties of the maximum go to the lowest bucket: deterministic.
+closer than 2^-15 of their size are ties; beyond 256 tiles it takes a bit more), one reduction over lanes at the end.
+Nothing of size (n_buckets, V) exists. The sort is stable, ties of the maximum go to the lowest bucket: deterministic.
 """
 
 from __future__ import annotations
@@ -81,14 +81,18 @@ def _lower(hidden, items, low, n_rows, n_items, D: tl.constexpr, BLOCK_D: tl.con
     item_place = (t - n_rows).to(tl.int64)[:, None] * D + d
     x = tl.load(hidden + place, mask=of_row, other=0.0).to(tl.float32)
     w = tl.load(items + item_place, mask=of_item, other=0.0).to(tl.float32)
+    x = tl.where(of_row, x, w)
+    # What the low dtype cannot hold is NaN: a score of -inf would not show.
+    rounded = x.to(low.dtype.element_ty).to(tl.float32)
+    x = tl.where(rounded - rounded == 0, x, float("nan"))
     # Behind both tables rows of zeros, for tiles that go beyond the end.
     mask = (t < n_rows + n_items + BEHIND)[:, None] & wide
-    tl.store(low + place, tl.where(of_row, x, w).to(low.dtype.element_ty), mask=mask)
+    tl.store(low + place, x.to(low.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds", "marks"])
 def _hash(
-    low, normals, keys, count, n_rows, n_items, n_buckets, rounds,
+    low, normals, keys, count, n_rows, n_items, n_buckets, rounds, marks,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BUCKETS: tl.constexpr,
     COUNTED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -107,10 +111,10 @@ def _hash(
         place = (number * n_buckets + b).to(tl.int64)[:, None] * D + d[None, :]
         p = tl.load(normals + place, mask=wide[None, :], other=0.0)
         s = tl.dot(x, tl.trans(p), input_precision="ieee" if EXACT else "tf32")
-        marked = (s.to(tl.int32, bitcast=True) & -256) | (255 - tile)
+        marked = (s.to(tl.int32, bitcast=True) & -marks) | (marks - 1 - tile)
         best = tl.maximum(best, marked.to(tl.float32, bitcast=True))
     largest = tl.max(best, 1)
-    from_tile = 255 - (best.to(tl.int32, bitcast=True) & 255)
+    from_tile = marks - 1 - (best.to(tl.int32, bitcast=True) & (marks - 1))
     bucket = tl.where(best == largest[:, None], from_tile * BUCKETS + column[None, :], n_buckets)
     # A vector that is no number has no largest product; any bucket is as good.
     found = tl.minimum(tl.min(bucket, 1), n_buckets - 1)
@@ -162,8 +166,10 @@ def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor 
     tile = pick(TILES, D, low.device)
     counted = count is not None
     real = order if count is None else count
+    # Numbers that tell tiles of buckets apart, a power of two.
+    marks = max(256, 1 << (triton.cdiv(n_buckets, tile.columns) - 1).bit_length())
     _hash[(triton.cdiv(n_all, tile.rows) * rounds,)](
-        low, projections.to(low.dtype).contiguous(), keys, real, N, n_all - N, n_buckets, rounds,
+        low, projections.to(low.dtype).contiguous(), keys, real, N, n_all - N, n_buckets, rounds, marks,
         D=D, BLOCK_D=power_of_2(D), ROWS=tile.rows, BUCKETS=tile.columns, COUNTED=counted,
         EXACT=low.dtype == torch.float32, **tile.options(),
     )  # fmt: skip

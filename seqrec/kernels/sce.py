@@ -46,6 +46,12 @@ TILES: Table = {
 _PROGRAMS = 1056
 """Of the pass that copies; fixed, eight for each multiprocessor of the largest GPU it is meant for."""
 
+LARGEST_BUCKET = 1_000_000
+"""Twice as many vectors, and some, have to fit into the 21 bits in which `top` counts."""
+
+MOST_CENTRES = 65_535
+"""The second dimension of a grid."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -54,10 +60,12 @@ def top_items(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | No
 
     Only the first `count` () int64 vectors take part, None: all. Scores are those of operands rounded to the vectors'
     dtype, accumulated in float32; of equal scores at the border any may be chosen, the same ones at every call. NaN
-    scores are never chosen. Raises ValueError if k < 1 or the widths differ.
+    scores are never chosen. Raises ValueError if k < 1, k > 1,000,000 or the widths differ.
     """
     if k < 1:
         raise ValueError(f"k: got {k}; expected at least 1.")
+    if k > LARGEST_BUCKET:
+        raise ValueError(f"k: got {k}; expected at most {LARGEST_BUCKET}.")
     if vectors_MD.shape[1] > WIDEST:
         raise ValueError(f"vectors_MD: got {vectors_MD.shape[1]} columns; expected at most {WIDEST}.")
     _check_width("centres_BD", centres_BD, vectors_MD)
@@ -84,14 +92,19 @@ def sce(
     all of them. Operands are rounded to `dtype` (float16, bfloat16 or float32), products accumulate in float32.
 
     The value is NaN if a real row's target is no item, or an operand is infinite, NaN or beyond `dtype`; no memory
-    outside the tensors is touched then either. Raises ValueError if bucket_size_y > V, a size is less than 1, a shape
-    does not fit, D > 512, or `dtype` is none of the three.
+    outside the tensors is touched then either. Raises ValueError if bucket_size_y > V, a size is less than 1 or more
+    than 1,000,000, there are more than 65,535 centres, a shape does not fit, D > 512, or `dtype` is none of the three.
     """
     V = len(items_VD)
     if not 1 <= bucket_size_y <= V:
         raise ValueError(f"bucket_size_y: got {bucket_size_y}; expected 1 to the catalog ({V} items).")
     if bucket_size_x < 1:
         raise ValueError(f"bucket_size_x: got {bucket_size_x}; expected at least 1.")
+    for name, size in (("bucket_size_x", bucket_size_x), ("bucket_size_y", bucket_size_y)):
+        if size > LARGEST_BUCKET:
+            raise ValueError(f"{name}: got {size}; expected at most {LARGEST_BUCKET}.")
+    if len(centres) > MOST_CENTRES:
+        raise ValueError(f"centres: got {len(centres)} rows; expected at most {MOST_CENTRES}.")
     _check_width("hidden_ND", hidden_ND, items_VD)
     _check_width("centres", centres, items_VD)
     if targets_N.shape != hidden_ND.shape[:1]:
@@ -146,7 +159,8 @@ def _sce(
     tiles_x, tiles_y = -(-bucket_size_x // tile.rows), -(-bucket_size_y // tile.columns)
     shape = {"D": D, "BLOCK_D": power_of_2(D), "BLOCK_X": tile.rows, "BLOCK_Y": tile.columns}
     shape |= {"num_warps": tile.warps, "num_stages": tile.stages}
-    lse, won_lse = hidden.new_empty((2, n_buckets, bucket_size_x), dtype=torch.float32).unbind()
+    # Two allocations: kernels are compiled once more for pointers that are not multiples of 16.
+    lse, won_lse = (hidden.new_empty((n_buckets, bucket_size_x), dtype=torch.float32) for _ in range(2))
     buckets.losses[(tiles_x, n_buckets)](
         x, w, targets, positions, chosen, lse, winner, V, bucket_size_x, bucket_size_y, **shape
     )

@@ -19,8 +19,9 @@ from seqrec import config, kernels
 from seqrec.data.negatives import Negatives
 from seqrec.kernels.cross_entropy import cross_entropy
 from seqrec.kernels.rece import rece
+from seqrec.kernels.rece_tables import MOST_BUCKETS
 from seqrec.kernels.sampled import sampled_binary, sampled_softmax
-from seqrec.kernels.sce import mixed_centres, sce
+from seqrec.kernels.sce import LARGEST_BUCKET, MOST_CENTRES, mixed_centres, sce
 from seqrec.kernels.shared import shared_softmax
 from seqrec.losses import build as build_eager
 from seqrec.losses.base import Loss, Pass
@@ -31,12 +32,23 @@ from seqrec.losses.rece import Rece
 from seqrec.losses.sce import Sce
 
 
-def why_not(device: torch.device, width: int, low: torch.dtype) -> str | None:
-    """Why the kernels cannot take a loss's place, as a law that is broken; None: they can."""
+def why_not(device: torch.device, width: int, low: torch.dtype, loss: config.Loss) -> str | None:
+    """Why the kernels cannot take a loss's place, as a law that is broken; None: they can. width: of the states that
+    the loss is given, which may have more numbers than the model's `hidden_size`."""
     if device.type != "cuda":
         return "a CUDA device"
     if low == torch.float32:
         return "train.precision bf16: their operands have 16 bits"
+    if width > kernels.WIDEST:
+        return f"item embeddings of at most {kernels.WIDEST} numbers"
+    most = {}
+    if isinstance(loss, config.Rece):
+        most = {"n_buckets": MOST_BUCKETS}
+    elif isinstance(loss, config.Sce):
+        most = {"n_buckets": MOST_CENTRES, "bucket_size_x": LARGEST_BUCKET, "bucket_size_y": LARGEST_BUCKET}
+    for key, bound in most.items():
+        if getattr(loss, key) > bound:
+            return f"loss.{key} <= {bound}"
     return kernels.why_not(device, width, 1)
 
 
@@ -150,7 +162,7 @@ class FusedCeMinus(Loss):
                 compute = partial(
                     shared_softmax,
                     ids=negatives.ids,
-                    offsets=self._offsets(negatives),
+                    offsets=self._offsets(negatives, weights_N),
                     correction=correction,
                     log_q=log_q,
                 )
@@ -160,14 +172,18 @@ class FusedCeMinus(Loss):
 
         return work
 
-    def _offsets(self, negatives: Negatives) -> Tensor | None:
+    def _offsets(self, negatives: Negatives, weights_N: Tensor | None) -> Tensor | None:
         """(G + 1,) where each user's positions, which lie end to end, begin; None: positions were dealt in turn."""
         assert self.request is not None
-        assert negatives.group is not None
+        group = negatives.group
+        assert group is not None
         if self.request.scope != "user":
             return None
-        rows = torch.arange(len(negatives.ids) + 1, device=negatives.group.device)
-        return torch.searchsorted(negatives.group, rows)
+        G = len(negatives.ids)
+        if weights_N is not None:
+            # Spare targets of masked batches are of any history, and would break the order: they are nobody's.
+            group = group.masked_fill(weights_N == 0, G)
+        return torch.searchsorted(group, torch.arange(G + 1, device=group.device))
 
 
 class FusedRece(Loss):
@@ -217,7 +233,8 @@ class FusedSce(Loss):
     """sce; weights say which positions are real, and nothing else: it is a mean over those that are in some bucket."""
 
     covered_share: Tensor | None = None
-    """As of the eager one."""
+    """As of the eager one. Made by the first call, which is not captured, and written to by all others: steps captured
+    in several shapes share it."""
 
     def __init__(self, eager: Sce, dtype: torch.dtype) -> None:
         super().__init__()
@@ -244,7 +261,7 @@ class FusedSce(Loss):
             centres.normal_(generator=generator)
 
         def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            value, to_hidden, to_items, self.covered_share = sce(
+            value, to_hidden, to_items, share = sce(
                 hidden,
                 items,
                 targets_N,
@@ -255,6 +272,10 @@ class FusedSce(Loss):
                 dtype=self.dtype,
                 gradients=needs_gradient,
             )
+            if self.covered_share is None or self.covered_share.device != share.device:
+                self.covered_share = share
+            else:
+                self.covered_share.copy_(share)
             return value, to_hidden, to_items
 
         return work

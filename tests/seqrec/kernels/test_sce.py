@@ -216,6 +216,16 @@ def test_arguments() -> None:
     ]:
         with pytest.raises(ValueError, match=text):
             sce(hidden, items, targets, **{**good, **wrong})
+    many = torch.zeros(1_000_001, 1, device=DEVICE)
+    for wrong, text in [
+        ({"bucket_size_x": 1_000_001}, "bucket_size_x: got 1000001; expected at most 1000000"),
+        ({"bucket_size_y": 1_000_001}, "bucket_size_y: got 1000001; expected at most 1000000"),
+        ({"centres": many[:65_536]}, "centres: got 65536 rows; expected at most 65535"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            sce(hidden[:, :1], many, targets, **{**good, "centres": centres[:, :1], **wrong})
+    with pytest.raises(ValueError, match="k: got 1000001; expected at most 1000000"):
+        top_items(centres[:, :1], many, 1_000_001)
     with pytest.raises(ValueError, match="targets_N: got shape"):
         sce(hidden, items, targets[1:], **good)
     with pytest.raises(ValueError, match="k: got 0"):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from seqrec import config, losses
+from seqrec.data.batches import Capacity
+from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import Negatives
+from seqrec.data.tables import Sequences
 from seqrec.kernels.draws import drawn
 from seqrec.losses import fused
 from seqrec.losses.rece import Rece
@@ -99,13 +103,40 @@ def test_value_and_gradients_are_the_eager_ones(name: str, spare: int) -> None:
     draws = negatives_of(eager, users)
     assert kernel.capturable
     assert kernel.request == eager.request
-    found = kernel.value_and_gradients(hidden, items, targets, draws, None, weights, **fixed(eager))
+    # Outside of a captured step there are no weights.
+    given = weights if spare else None
+    found = kernel.value_and_gradients(hidden, items, targets, draws, None, given, **fixed(eager))
     if eager.capturable:
         wanted = eager.value_and_gradients(hidden, items, targets, draws, None, weights)
     else:
         wanted = eager.value_and_gradients(hidden[:N], items, targets[:N], None, None, **fixed(eager))
         assert not found[1][N:].any()
         found = found[0], found[1][:N], found[2]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+
+
+def test_draws_of_users_where_spare_targets_lie_anywhere() -> None:
+    """Spare targets of masked batches are of the first users' histories, and come behind the last user's."""
+    n_users, length = 12, 8
+    history = np.arange(n_users * length) * 7 % V
+    train = Sequences(history.astype(np.int32), np.arange(0, len(history) + 1, length), np.arange(n_users))
+    batches = ClozeBatches(
+        train, max_length=length, batch_size=n_users, drop_last=False, seed=1, device=DEVICE, mask_probability=0.3
+    )
+    plan = batches.plan(1)
+    size = plan.sizes[0]
+    batch = batches.gather(plan.users, Capacity(size.positions + 9, size.targets + 11, n_users + 2, length))
+    assert (batch.rows.diff() < 0).any()
+    M = len(batch.targets)
+    hidden, items = torch.randn(M, D, device=DEVICE), torch.randn(V, D, device=DEVICE)
+    draws = Negatives(torch.randint(V, (n_users + 2, K), device=DEVICE), batch.rows, None, None)
+    tree = {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": LOSSES["ce_minus"]}
+    configuration = config.parse(tree).loss
+    eager, kernel = losses.build(configuration, V), fused.build(configuration, V, torch.float32)
+    found, wanted = (
+        one.value_and_gradients(hidden, items, batch.targets, draws, None, batch.weights) for one in (kernel, eager)
+    )
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
 
@@ -148,6 +179,22 @@ def test_random_projections_and_centres_come_from_the_generator() -> None:
             assert first != pytest.approx(other, rel=1e-6)
 
 
+def test_the_covered_share_lies_where_it_lay() -> None:
+    """Steps captured in several shapes write it to one place, which outlives them."""
+    hidden, items, targets, weights, _ = problem()
+    tree = {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": LOSSES["sce"] | {"n_buckets": 1}}
+    kernel = fused.build(config.parse(tree).loss, V, torch.float32)
+    assert isinstance(kernel, fused.FusedSce)
+    places = []
+    for n in (N + SPARE, 22):
+        count = min(n, N)
+        kernel.value_and_gradients(hidden[:n], items, targets[:n], None, None, weights[:n])
+        assert kernel.covered_share is not None
+        assert kernel.covered_share.item() == pytest.approx(11 / count)
+        places.append(kernel.covered_share.data_ptr())
+    assert places[0] == places[1]
+
+
 @pytest.mark.parametrize("name", ["ce", "ce_minus", "rece", "sce"])
 def test_a_batch_without_positions(name: str) -> None:
     hidden, items, targets, _, users = problem()
@@ -162,4 +209,11 @@ def test_a_batch_without_positions(name: str) -> None:
 
 
 def test_where_kernels_cannot_run() -> None:
-    assert fused.why_not(torch.device("cpu"), 64, torch.bfloat16) == "a CUDA device"
+    cuda, ce, rece = torch.device("cuda"), config.Ce(name="ce"), config.Rece(name="rece", n_buckets=16_384)
+    assert fused.why_not(torch.device("cpu"), 64, torch.bfloat16, ce) == "a CUDA device"
+    assert "precision bf16" in str(fused.why_not(cuda, 64, torch.float32, ce))
+    # BERT4Rec's bias is one more.
+    assert fused.why_not(cuda, 513, torch.bfloat16, ce) == "item embeddings of at most 512 numbers"
+    assert fused.why_not(cuda, 64, torch.bfloat16, rece) == "loss.n_buckets <= 16383"
+    sce = config.Sce(name="sce", n_buckets=3, bucket_size_x=5, bucket_size_y=10**6 + 1)
+    assert fused.why_not(cuda, 64, torch.bfloat16, sce) == "loss.bucket_size_y <= 1000000"
