@@ -116,7 +116,7 @@ def hold_together(result: Result, problem: Problem) -> None:
 
 
 def _repeat_captured(step: Step, problem: Problem) -> Spread:
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
@@ -157,10 +157,10 @@ def _time(call: Callable[[], object], problem: Problem, delay_cycles: int) -> fl
         since = time.perf_counter()
         call()
         return (time.perf_counter() - since) * 1e3
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     if delay_cycles:
-        torch.cuda._sleep(delay_cycles)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(delay_cycles)
     start.record()
     kept = call()
     end.record()

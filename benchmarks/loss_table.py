@@ -103,7 +103,7 @@ def row_of(label: Label, reading: Reading, inputs: str) -> Row:
     row["reference_ms"], row["reference_peak_mib"] = first["ms"], first["peak_mib"]
     row["times_faster"] = _faster(first, reading)
     smaller = first["peak_mib"] and reading.peak_bytes
-    row["times_smaller"] = round(float(first["peak_mib"]) * MIB / reading.peak_bytes, 2) if smaller else ""  # type: ignore[operator]
+    row["times_smaller"] = round(float(first["peak_mib"]) * MIB / reading.peak_bytes, 2) if smaller else ""
     return {**row, "triton": _triton(), **rows.conditions()}
 
 

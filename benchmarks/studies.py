@@ -30,6 +30,8 @@ from benchmarks import rows
 from benchmarks.configurations import STUDIES, Configuration, studies
 
 SEEDS = (1235, 37, 2451)
+Key = tuple[str, str, int]
+"""Study, configuration, seed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Job:
     seed: int
     fields: dict[str, Any] = field(default_factory=dict)
     """Of its section `train`, beside the configuration's own."""
+
+    @property
+    def key(self) -> Key:
+        return self.configuration.study, self.configuration.label, self.seed
 
 
 def work(gpu: int, sharing: int, jobs: Any, results: Any) -> None:
@@ -69,6 +75,7 @@ def work(gpu: int, sharing: int, jobs: Any, results: Any) -> None:
         row = {
             "study": configuration.study,
             "configuration": configuration.label,
+            "kernels": run.train.kernels,
             "seed": seed,
             "data": split.statistics.name,
             "digest": split.statistics.digest[:16],
@@ -102,21 +109,19 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
         worker.start()
     begun = time.monotonic()
     name = "studies_times" if options.times else "studies"
-    done = known(options.results / f"{name}.csv")
+    done = known(options.results / f"{name}.csv", options.kernels)
     seeds = SEEDS[:1] if options.times else SEEDS[: options.seeds]
     fields: dict[str, Any] = {"kernels": options.kernels}
     if options.times:
         fields |= {"epochs": options.times, "patience": None}
-    jobs_of = {
-        seed: [
-            Job(c, seed, fields)
-            for c in chosen
-            if (c.study, c.label, seed) not in done and (seed == SEEDS[0] or not c.in_grid)
-        ]
-        for seed in seeds
-    }
-    waiting, later = jobs_of[SEEDS[0]], [job for seed in seeds[1:] for job in jobs_of[seed]]
-    running: set[tuple[str, str, int]] = set()
+    jobs_left = [
+        job
+        for job in (Job(c, seed, fields) for seed in seeds for c in chosen if seed == SEEDS[0] or not c.in_grid)
+        if job.key not in done
+    ]
+    waiting = [job for job in jobs_left if job.seed == SEEDS[0]]
+    later = [job for job in jobs_left if job.seed != SEEDS[0]]
+    running: set[Key] = set()
     cells: dict[tuple[str, str], float] = {key[:2]: valid for key, valid in done.items() if key[2] == SEEDS[0]}
     later += more_seeds(chosen, cells, seeds, done, fields)
     missing = 0
@@ -129,7 +134,7 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
             break
         while waiting and not late and len(running) < alive:
             job = waiting.pop(0)
-            running.add((job.configuration.study, job.configuration.label, job.seed))
+            running.add(job.key)
             jobs.put(job)
         if late and (not running or time.monotonic() - begun > options.deadline + options.grace):
             break
@@ -148,9 +153,7 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
         if seed == SEEDS[0] and configuration.in_grid:
             cells[study, label] = row["valid_ndcg_at_10"]
             later += more_seeds([c for c in chosen if c.study == study], cells, seeds, done, fields)
-    for study, label, seed in running | {
-        (j.configuration.study, j.configuration.label, j.seed) for j in waiting + later
-    }:
+    for study, label, seed in running | {job.key for job in waiting + later}:
         print(f"not run to its end: {study}: {label}, seed {seed}", file=sys.stderr)
         missing += 1
     for worker in workers:
@@ -158,11 +161,12 @@ def run(chosen: list[Configuration], options: argparse.Namespace) -> int:
     return missing
 
 
-def known(path: Path) -> dict[tuple[str, str, int], float]:
-    """Validation NDCG@10 of the runs that a file has: (study, configuration, seed)."""
+def known(path: Path, kernels: str) -> dict[Key, float]:
+    """Validation NDCG@10 of the runs with these kernels that a file has."""
     if not path.exists():
         return {}
     table = pd.read_csv(path)
+    table = table[table["kernels"] == kernels]
     keys = zip(table["study"], table["configuration"], table["seed"], strict=True)
     return dict(zip(keys, table["valid_ndcg_at_10"], strict=True))
 
@@ -171,7 +175,7 @@ def more_seeds(
     chosen: list[Configuration],
     cells: dict[tuple[str, str], float],
     seeds: tuple[int, ...],
-    done: dict[tuple[str, str, int], float],
+    done: dict[Key, float],
     fields: dict[str, Any],
 ) -> list[Job]:
     """The other seeds of each grid's best cell by validation, once all of the grid have their first."""
@@ -188,24 +192,26 @@ def summary(results: Path) -> str:
     """Means of `studies.csv`, a row a configuration, as Markdown; seconds an epoch of `studies_times.csv`."""
     table = pd.read_csv(results / "studies.csv")
     order = {key: number for number, key in enumerate((c.study, c.label) for c in studies(Path()))}
-    times: dict[tuple[str, str], float] = {}
+    times: dict[tuple[str, str, str], float] = {}
     if (results / "studies_times.csv").exists():
         alone = pd.read_csv(results / "studies_times.csv")
-        times = {(row.study, row.configuration): row.epoch_s for row in alone.itertuples()}
+        times = {(row.study, row.configuration, row.kernels): row.epoch_s for row in alone.itertuples()}
     lines = [
-        "| study | configuration | seeds | test NDCG@10 | HR@10 | valid NDCG@10 | best epoch | published "
+        "| study | configuration | kernels | seeds | test NDCG@10 | HR@10 | valid NDCG@10 | best epoch | published "
         "| peak GiB | s/epoch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups = dict(list(table.groupby(["study", "configuration"], sort=False)))
-    for (study, label), group in sorted(groups.items(), key=lambda pair: order[pair[0]]):
+    groups = dict(list(table.groupby(["study", "configuration", "kernels"], sort=False)))
+    for (study, label, kernels), group in sorted(groups.items(), key=lambda pair: order[pair[0][:2]]):
         ndcg, target = group["test_ndcg_at_10"], group["published_ndcg_at_10"].iloc[0]
         spread = f" ± {ndcg.std():.4f}" if len(group) > 1 else ""
         published = "" if pd.isna(target) else f"{target:.4f} ({ndcg.mean() / target:.1%})"
+        epoch_s = times.get((study, label, kernels))
         cells = [
-            study, label, len(group), f"{ndcg.mean():.4f}{spread}", f"{group['test_hit_rate_at_10'].mean():.4f}",
-            f"{group['valid_ndcg_at_10'].mean():.4f}", f"{group['best_epoch'].mean():.0f}", published,
-            f"{group['peak_gib'].max():.3f}", f"{times[study, label]:.2f}" if (study, label) in times else "",
+            study, label, kernels, len(group), f"{ndcg.mean():.4f}{spread}",
+            f"{group['test_hit_rate_at_10'].mean():.4f}", f"{group['valid_ndcg_at_10'].mean():.4f}",
+            f"{group['best_epoch'].mean():.0f}", published, f"{group['peak_gib'].max():.3f}",
+            "" if epoch_s is None else f"{epoch_s:.2f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -216,7 +222,7 @@ def main() -> int:
     parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the canonical files")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="these configurations alone")
-    parser.add_argument("--kernels", choices=["auto", "fused", "eager"], default="auto", help="train.kernels")
+    parser.add_argument("--kernels", choices=["fused", "eager"], default="fused", help="train.kernels")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--processes", type=int, default=3, help="worker processes a GPU")
     parser.add_argument("--seeds", type=int, default=3, choices=[1, 2, 3])

@@ -100,14 +100,11 @@ def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured
 def _loss(run: Run, n_items: int, width: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
     if run.train.kernels == "eager" or (run.train.kernels == "auto" and (engine, low) != ("captured", torch.bfloat16)):
         return losses.build(run.loss, n_items)
-    if device.type == "cuda":
-        from seqrec.losses import fused  # brings triton, which a CPU does not need
+    from seqrec.losses import fused  # brings triton, which a CPU does not need
 
-        broken = fused.why_not(device, width, low, run.loss)
-        if broken is None:
-            return fused.build(run.loss, n_items)
-    else:
-        broken = f"auto or eager on {device}"
+    broken = fused.why_not(device, width, low, run.loss)
+    if broken is None:
+        return fused.build(run.loss, n_items)
     if run.train.kernels == "fused":
         raise UserError(message("train.kernels", "fused", broken))
     logging.getLogger(__name__).warning("train.kernels: auto takes eager here; fused needs %s.", broken)

@@ -27,10 +27,10 @@ def why_not(device: torch.device, width: int, head_width: int) -> str | None:
         import triton  # noqa: F401
     except ImportError:
         return "the package triton"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "a GPU of compute capability 8.0 or more"
     if width > WIDEST:
-        return f"hidden_size <= {WIDEST}"
+        return f"item embeddings of at most {WIDEST} numbers"
     if head_width > 256:
         return "hidden_size / n_heads <= 256"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "a GPU of compute capability 8.0 or more"
     return None

@@ -43,16 +43,6 @@ def _run(
     return Step(low, tables, hidden, items, targets.contiguous(), weights, reach, count, gradients).run(dense)
 
 
-def _nothing(hidden: Tensor, items: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    D = hidden.shape[1]
-    new: dict[str, Any] = {"dtype": torch.float32}
-    return (
-        hidden.new_zeros((), **new),
-        hidden.new_zeros((0, D), **new),
-        items.new_zeros((len(items) if gradients else 0, D), **new),
-    )
-
-
 @torch.library.custom_op("seqrec::rece", mutates_args=())
 def _rece(
     hidden: Tensor,
@@ -68,7 +58,7 @@ def _rece(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
-        return _nothing(hidden, items, gradients)
+        return tuple(one.zero_() for one in _shapes(hidden, items, gradients))  # type: ignore[return-value]
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
     tables = rece_tables.make(low, projections, len(hidden), n_chunks, count, orders=not dense)
@@ -108,7 +98,7 @@ def _rece_from_tables(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
-        return _nothing(hidden, items, gradients)
+        return tuple(one.zero_() for one in _shapes(hidden, items, gradients))  # type: ignore[return-value]
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
     tables = Tables(order, chunk, len(order), n_chunks)

@@ -140,7 +140,7 @@ def forward(
     bits += (of_slice // 2).to(tl.int64)[:, None] * (length * 128)
     begin = stretch * width
     m = tl.full((ROWS,), -1.0e30, tl.float32)
-    l = tl.zeros((ROWS,), tl.float32)  # noqa: E741
+    summed = tl.zeros((ROWS,), tl.float32)
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in range(begin, tl.minimum(begin + width, n_items), COLUMNS):  # width: a multiple of COLUMNS
         j = start + tl.arange(0, COLUMNS)
@@ -152,13 +152,13 @@ def forward(
         higher = tl.maximum(m, tl.max(s, 1) * LOG2E)
         p = tl.exp2(tl.fma(s, LOG2E, -higher[:, None]))
         faded = tl.exp2(m - higher)
-        l = l * faded + tl.sum(p, 1)  # noqa: E741
+        summed = summed * faded + tl.sum(p, 1)
         if MIX:
             mix = tl.dot(p.to(w.dtype), w, mix * faded[:, None], input_precision="ieee" if EXACT else "tf32")
         m = higher
     at = stretch * n_block + in_block
     tl.store(largest + at, m, mask=inside)
-    tl.store(mass + at, l, mask=inside)
+    tl.store(mass + at, summed, mask=inside)
     if MIX:
         out = mixed + row[:, None] * D + d[None, :]
         if stretch > 0:

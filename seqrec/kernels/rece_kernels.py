@@ -70,7 +70,7 @@ def forward(
     end = tl.minimum(end, stop)
 
     m = tl.full((ROWS,), -1.0e30, tl.float32)
-    l = tl.zeros((ROWS,), tl.float32)  # noqa: E741
+    summed = tl.zeros((ROWS,), tl.float32)
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in range(begin, stop, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
@@ -86,7 +86,7 @@ def forward(
         higher = tl.maximum(m, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
         faded = tl.exp2(m - higher)
-        l = l * faded + tl.sum(p, 1)  # noqa: E741
+        summed = summed * faded + tl.sum(p, 1)
         if MIX:
             mix = tl.dot(p.to(w.dtype), w, mix * faded[:, None], input_precision="ieee" if EXACT else "tf32")
         m = higher
@@ -99,13 +99,13 @@ def forward(
         before = tl.load(largest + at, mask=inside, other=-1.0e30)
         higher = tl.maximum(m, before)
         old, new = tl.exp2(before - higher), tl.exp2(m - higher)
-        l = tl.load(mass + at, mask=inside, other=0.0) * old + l * new  # noqa: E741
+        summed = tl.load(mass + at, mask=inside, other=0.0) * old + summed * new
         if MIX:
             earlier = tl.load(out, mask=inside[:, None] & wide[None, :], other=0.0)
             mix = earlier * old[:, None] + mix * new[:, None]
         m = higher
     tl.store(largest + at, m, mask=inside)
-    tl.store(mass + at, l, mask=inside)
+    tl.store(mass + at, summed, mask=inside)
     if MIX:
         tl.store(out, mix, mask=inside[:, None] & wide[None, :])
 
@@ -153,28 +153,28 @@ def finish(
         at = tl.cast(stretch, tl.int64) * n_block + in_block
         m = tl.maximum(m, tl.load(largest + at, mask=live, other=-1.0e30))
     joined = tl.where(found, 0.0, tl.exp2(positive - m))
-    l = joined  # noqa: E741
+    summed = joined
     mix = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for stretch in range(0, stretches):
         at = tl.cast(stretch, tl.int64) * n_block + in_block
         share = tl.exp2(tl.load(largest + at, mask=live, other=-1.0e30) - m)
-        l += tl.load(mass + at, mask=live, other=0.0) * share  # noqa: E741
+        summed += tl.load(mass + at, mask=live, other=0.0) * share
         if MIX:
             if stretch == 0:
                 mix += tl.load(mixed + i[:, None] * D + d[None, :], mask=mask, other=0.0) * share[:, None]
             else:
                 place = more_mixed + (at - n_block)[:, None] * D + d[None, :]
                 mix += tl.load(place, mask=mask, other=0.0) * share[:, None]
-    l = tl.where(live, l, 1.0)  # noqa: E741
-    lse = m + tl.log2(l)
+    summed = tl.where(live, summed, 1.0)
+    lse = m + tl.log2(summed)
     counts = live & (g != 0)
     loss = tl.where(counts, g * (lse - positive) * LN2, 0.0)
     tl.store(losses + i, tl.where(live & ~known, float("nan"), loss), mask=inside)
     if MIX:
         # The target's own row as it was given: it is most of the gradient, and rounding it most of the error.
         exact = tl.load(items + y[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        share = joined / l
-        gradient = g[:, None] * (mix / l[:, None] + share[:, None] * exact - exact)
+        share = joined / summed
+        gradient = g[:, None] * (mix / summed[:, None] + share[:, None] * exact - exact)
         tl.store(mixed + i[:, None] * D + d[None, :], tl.where(counts[:, None], gradient, 0.0),
                  mask=inside[:, None] & (d < D)[None, :])  # fmt: skip
         tl.store(shifted + i, tl.where(counts, lse - scaled - SHIFT, float("inf")), mask=inside)

@@ -9,6 +9,7 @@ one kernel. cce_minus under uniform sampling asks for no negatives: the kernel d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,8 +40,6 @@ def why_not(device: torch.device, width: int, low: torch.dtype, loss: config.Los
         return "a CUDA device"
     if low == torch.float32:
         return "train.precision bf16: their operands have 16 bits"
-    if width > kernels.WIDEST:
-        return f"item embeddings of at most {kernels.WIDEST} numbers"
     most = {}
     if isinstance(loss, config.Rece):
         most = {"n_buckets": MOST_BUCKETS}
@@ -87,10 +86,7 @@ class FusedCe(Loss):
         generator: torch.Generator | None,
         weights_N: Tensor | None,
     ) -> Pass:
-        def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return cross_entropy(hidden, items, targets_N, weights_N, dtype=self.dtype, gradients=needs_gradient)
-
-        return work
+        return _by(cross_entropy, targets_N, weights_N, dtype=self.dtype)
 
 
 class _FusedBinary(Loss):
@@ -111,20 +107,7 @@ class _FusedBinary(Loss):
         weights_N: Tensor | None,
     ) -> Pass:
         assert negatives is not None
-
-        def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return sampled_binary(
-                hidden,
-                items,
-                targets_N,
-                weights_N,
-                ids=negatives.ids,
-                dtype=self.dtype,
-                gradients=needs_gradient,
-                **self.options,
-            )
-
-        return work
+        return _by(sampled_binary, targets_N, weights_N, ids=negatives.ids, dtype=self.dtype, **self.options)
 
 
 class FusedCeMinus(Loss):
@@ -166,11 +149,7 @@ class FusedCeMinus(Loss):
                     correction=correction,
                     log_q=log_q,
                 )
-
-        def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return compute(hidden, items, targets_N, weights_N, dtype=self.dtype, gradients=needs_gradient)
-
-        return work
+        return _by(compute, targets_N, weights_N, dtype=self.dtype)
 
     def _offsets(self, negatives: Negatives, weights_N: Tensor | None) -> Tensor | None:
         """(G + 1,) where each user's positions, which lie end to end, begin; None: positions were dealt in turn."""
@@ -210,23 +189,16 @@ class FusedRece(Loss):
         if projections is None:
             shape = (self.rounds, self.n_buckets, hidden_ND.shape[1])
             projections = torch.empty(shape, device=hidden_ND.device).normal_(generator=generator)
-        count = real_positions(weights_N)
-
-        def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return rece(
-                hidden,
-                items,
-                targets_N,
-                weights_N,
-                projections=projections,
-                n_chunks=self.n_chunks,
-                reach=self.n_extra_chunks,
-                count=count,
-                dtype=self.dtype,
-                gradients=needs_gradient,
-            )
-
-        return work
+        return _by(
+            rece,
+            targets_N,
+            weights_N,
+            projections=projections,
+            n_chunks=self.n_chunks,
+            reach=self.n_extra_chunks,
+            count=_real_positions(weights_N),
+            dtype=self.dtype,
+        )
 
 
 class FusedSce(Loss):
@@ -253,7 +225,7 @@ class FusedSce(Loss):
         centres: Tensor | None = None,
     ) -> Pass:
         """centres: (n_buckets, D) fixed ones, instead of those drawn from `generator`."""
-        count = real_positions(weights_N)
+        count = _real_positions(weights_N)
         if centres is None and self.mix_x:
             centres = mixed_centres(hidden_ND, self.n_buckets, count=count, generator=generator)
         elif centres is None:
@@ -281,6 +253,18 @@ class FusedSce(Loss):
         return work
 
 
-def real_positions(weights_N: Tensor | None) -> Tensor | None:
+def _by(
+    kernel: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
+    targets_N: Tensor,
+    weights_N: Tensor | None,
+    **options: Any,
+) -> Pass:
+    def work(hidden: Tensor, items: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return kernel(hidden, items, targets_N, weights_N, gradients=needs_gradient, **options)
+
+    return work
+
+
+def _real_positions(weights_N: Tensor | None) -> Tensor | None:
     """() int64 positions that are not spare, which are the first ones; None: all."""
     return None if weights_N is None else (weights_N > 0).sum()

@@ -35,7 +35,7 @@ def options(results: Path, **changed: object) -> argparse.Namespace:
         "grace": 60.0,
         "results": results,
         "times": None,
-        "kernels": "auto",
+        "kernels": "eager",
     }
     return argparse.Namespace(**plain | changed)
 
@@ -55,6 +55,7 @@ def test_every_seed_once_and_of_a_grid_only_the_best_cells_others(tmp_path: Path
     before = seen(tmp_path)
     assert studies.run(chosen, options(tmp_path)) == 0, "nothing is left to do"
     assert seen(tmp_path) == before
+    assert not studies.known(tmp_path / "studies.csv", "fused"), "with other kernels it is another run"
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_what_cannot_exist_is_refused_before_training(split: Split) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "law"),
-    [("engine", "captured", "auto or eager on cpu, which has no graphs"), ("kernels", "fused", "auto or eager on cpu")],
+    [("engine", "captured", "auto or eager on cpu, which has no graphs"), ("kernels", "fused", "a CUDA device")],
 )
 def test_what_needs_a_gpu_is_refused_without_one(split: Split, key: str, value: str, law: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"train.{key}: got {value!r}; expected {law}.")):

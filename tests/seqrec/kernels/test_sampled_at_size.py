@@ -115,7 +115,7 @@ def test_a_captured_step_follows_its_inputs() -> None:
             targets.copy_(integers(3001, 500, seed=number))
             seed.fill_(number)
             graph.replay()
-            close(result, tuple(one.double() for one in step() if one is not None), 1e-6)  # type: ignore[arg-type]
+            close(result, tuple(one.double() for one in step() if one is not None), 1e-6)
 
 
 def test_one_compilation_for_all_sizes() -> None:

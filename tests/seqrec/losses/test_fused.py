@@ -62,7 +62,7 @@ def problem() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     users = torch.randint(USERS, (N + SPARE,), generator=generator).sort().values
     weights = torch.full((N + SPARE,), 1 / N)
     weights[N:] = 0
-    return tuple(one.to(DEVICE) for one in (hidden, items, targets, weights, users))  # type: ignore[return-value]
+    return tuple(one.to(DEVICE) for one in (hidden, items, targets, weights, users))
 
 
 def negatives_of(loss: losses.Loss, users: Tensor) -> Negatives | None:
