@@ -111,9 +111,9 @@ def is_dense(rounds: int, n_chunks: int, reach: int) -> bool:
     earlier round a test; scoring everything costs the masks of the products and of each round.
     """
     share = min(1.0, (2 * reach + 2) / n_chunks)
-    # Fitted to an H100 at a million items of 64 columns: 1 to 8 rounds, and 32 and 128 in both ways.
-    walked = rounds * share * (3.2 + 0.2 * rounds if rounds <= 9 else 4.9 + 0.46 * rounds)
-    return walked > 2.1 + 0.016 * rounds
+    # Fitted to an H100 at a million items of 64 columns: windows of 1 to 8, 16 and 32 rounds, everything at 16 to 128.
+    walked = rounds * share * (3.2 + 0.15 * rounds if rounds <= 17 else 4.0 + 0.37 * rounds)
+    return walked > 1.27 + 0.0108 * rounds
 
 
 @dataclass(frozen=True, eq=False)
