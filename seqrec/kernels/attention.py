@@ -110,7 +110,7 @@ def _attention_forward(
         s_pad = tl.sum(q.to(tl.float32) * pad_key[None, :], 1) * scale
         higher = tl.where(n_pads > 0, tl.maximum(largest, s_pad), largest)
         faded = tl.exp(largest - higher)
-        each = tl.where(n_pads > 0, tl.exp(s_pad - higher), 0.0)
+        each = tl.exp(tl.where(n_pads > 0, s_pad - higher, float("-inf")))
         kept = tl.zeros((BLOCK_M,), tl.float32) + n_pads
         if DROP:
             kept = _pads_kept(key, draws, n_pads, p, BLOCK_M, BLOCK_N)
@@ -218,8 +218,10 @@ def _attention_backward(
         pad_key = tl.load(bias + D + head * HEAD + h, mask=wide, other=0.0).to(tl.float32)
         pad_value = tl.load(bias + 2 * D + head * HEAD + h, mask=wide, other=0.0).to(tl.float32)
         q, g = q.to(tl.float32), g.to(tl.float32)
-        # Queries beyond the history have an infinite lse: probability 0.
-        each = tl.exp(tl.sum(q * pad_key[None, :], 1) * scale - s_lse)
+        # Queries beyond the history have an infinite lse: probability 0. A full history has no pads, and against its
+        # own keys theirs might weigh more than a float holds, which times 0 is no number.
+        s_pad = tl.sum(q * pad_key[None, :], 1) * scale
+        each = tl.exp(tl.where(n_pads > 0, s_pad - s_lse, float("-inf")))
         kept = tl.zeros((BLOCK,), tl.float32) + n_pads
         if DROP:
             kept = _pads_kept(key, draws, n_pads, p, BLOCK, BLOCK) / (1 - p)

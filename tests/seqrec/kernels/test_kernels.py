@@ -163,6 +163,25 @@ def test_attention(causal: bool, pads: bool, n_heads: int, head: int, low: torch
     close(found[2], to_bias, low)
 
 
+def test_attention_of_a_full_history_that_shuns_its_own_keys() -> None:
+    """It has no pads; against logits of -130 the key that a pad would have weighs more than float32 can hold."""
+    n_places, D = 20, 16
+    offsets = histories([n_places, 3])
+    q, v = normal(23, D), normal(23, D, seed=1)
+    kv = torch.cat([q * (-130 * D**0.5 / q.square().sum(1, keepdim=True)), v], 1)
+    bias = torch.zeros(3 * D, device=DEVICE)
+    leaves = [tensor.clone().requires_grad_() for tensor in (q, kv, bias)]
+    out = ragged_attention(*leaves, offsets, n_places=n_places, n_heads=1, causal=True, pads=True, p=0.0, **ATTENTION)
+    twins = [tensor.double().requires_grad_() for tensor in (q, kv, bias)]
+    wanted = reference.ragged_attention(twins[0], twins[1], offsets, n_places, 1, True, twins[2][D:])
+    close(out, wanted)
+    g = normal(23, D, seed=2)
+    to_q, to_kv, to_pad = torch.autograd.grad(wanted, twins, g.double())
+    expected = (to_q, to_kv, to_pad + torch.cat([to_q.sum(0), to_kv.sum(0)]))
+    for one, other in zip(torch.autograd.grad(out, leaves, g), expected, strict=True):
+        close(one, other)
+
+
 # Pads stand before a history: only causal attention has them as keys.
 @pytest.mark.parametrize(("causal", "pads"), [(False, False), (True, False), (True, True)])
 def test_attention_drops_in_both_passes_alike(pads: bool, causal: bool) -> None:
