@@ -79,9 +79,7 @@ def agree(
 ) -> tuple[Tensor, ...]:
     found = cross_entropy(hidden, items, targets, weights, **MODES[mode])
     wanted = exactly(mode, hidden, items, targets, weights)
-    of_value, of_gradient = BOUNDS[mode]
-    of_value += spacing
-    of_gradient += spacing
+    of_value, of_gradient = (bound + spacing for bound in BOUNDS[mode])
     assert error(found[0], wanted[0]) <= of_value
     assert error(found[1], wanted[1]) <= of_gradient
     assert error(found[2], wanted[2]) <= of_gradient
