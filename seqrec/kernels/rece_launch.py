@@ -169,7 +169,7 @@ class Step:
         return pointer(self.count, self.low)
 
     def pick(self, kind: str) -> Tile:
-        return pick(TILES[kind], self.hidden.shape[1], self.low.device)
+        return pick(TILES[kind], self.hidden.shape[1], self.low.device, self.low.dtype)
 
     def flags(self) -> dict[str, bool]:
         return {"COUNTED": self.count is not None, "WEIGHTED": self.weights is not None}

@@ -163,7 +163,7 @@ def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor 
         # Written where a round's sort says: into 2 MB of a million vectors, which caches hold.
         chunk = low.new_empty((rounds, n_all), dtype=torch.int16).t()
     keys = low.new_empty((rounds, n_all), dtype=torch.int16)
-    tile = pick(TILES, D, low.device)
+    tile = pick(TILES, D, low.device, low.dtype)
     counted = count is not None
     real = order if count is None else count
     # Numbers that tell tiles of buckets apart, a power of two.

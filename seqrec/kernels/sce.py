@@ -155,7 +155,7 @@ def _sce(
     )  # fmt: skip
     positions = top_of(centres, x, bucket_size_x, count)
     chosen = top_of(centres, w, bucket_size_y, None)
-    tile = pick(TILES, D, hidden.device)
+    tile = pick(TILES, D, hidden.device, dtype)
     tiles_x, tiles_y = -(-bucket_size_x // tile.rows), -(-bucket_size_y // tile.columns)
     shape = {"D": D, "BLOCK_D": power_of_2(D), "BLOCK_X": tile.rows, "BLOCK_Y": tile.columns}
     shape |= {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -33,9 +33,12 @@ Table = Mapping[int, Mapping[int, Tile]]
 or the lowest; so does a width the one above it, or the widest."""
 
 
-def pick(table: Table, width: int, device: torch.device) -> Tile:
-    """The tile for rows of `width` numbers on a device."""
+def pick(table: Table, width: int, device: torch.device, dtype: torch.dtype = torch.float16) -> Tile:
+    """The tile for rows of `width` numbers of a type on a device. Of float32, slow in any tile, it is the oldest
+    architecture's for twice the width: the smallest, and it fits."""
     major = 9 if device.type != "cuda" else torch.cuda.get_device_capability(device)[0]
+    if dtype == torch.float32:
+        major, width = min(table), 2 * width
     known = [one for one in table if one <= major] or [min(table)]
     by_width = table[max(known)]
     wide_enough = [one for one in by_width if one >= power_of_2(width)] or [max(by_width)]

@@ -249,7 +249,7 @@ def top_of(centres_BD: Tensor, vectors_MD: Tensor, k: int, count: Tensor | None)
     found = centres_BD.new_empty((n_centres, k), dtype=torch.int32)
     if not n_centres or not M:
         return found.fill_(-1)
-    tile, block_d = pick(TILES, D, vectors_MD.device), power_of_2(D)
+    tile, block_d = pick(TILES, D, vectors_MD.device, vectors_MD.dtype), power_of_2(D)
     blocks = -(-n_centres // tile.rows)
     wave = max(1, _WAVES[min(width for width in _WAVES if width >= D)] // blocks)
     needed, tiles = -(-_GROUPS_PER_K * k // tile.columns), -(-M // tile.columns)
