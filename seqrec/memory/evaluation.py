@@ -1,5 +1,8 @@
 """Closed forms of what evaluation holds beyond weights and optimiser, and the tiles that keep it there. No torch.
 
+Batches to encode hold `evaluation.batch_size` users with the longest histories, and of shorter ones as many as fill the
+same rectangle, so that encoding is bounded by that batch.
+
 Scores are computed in tiles of U users by W items. `tile_for` is what `seqrec.ranking` works by and `scoring_bytes`
 what it then allocates, so that budget (`evaluation.memory_bytes`) and prediction cannot drift apart. Counted is what
 the device's allocator is asked for; not counted are rounding, fragmentation, and the workspaces of libraries.
@@ -15,6 +18,9 @@ from seqrec.memory import FLOAT, ID
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
+
+MOST_ENCODED = 2**15
+"""Users of a batch that is encoded at once at most, whatever its rectangle: a launch has no more than 65,535 rows."""
 
 LEAST_GROUP = 32
 """Items of a group at least: maxima of shorter runs cost as much as whole reductions."""
@@ -111,10 +117,25 @@ def evaluation_bytes(run: config.Run, statistics: Statistics) -> int:
     tile = tile_for(run.evaluation.memory_bytes, batch, statistics.n_items, k)
     # Items of histories, their ends and lengths; order, target and rank of every user.
     resident = FLOAT * rows + 5 * ID * users
-    states = FLOAT * batch * run.model.hidden_size
+    width = min(run.model.max_length, longest)
+    encoded = encoded_users(batch, width, users)
+    states = FLOAT * encoded * (run.model.hidden_size + isinstance(run.model, config.Bert4rec))
     seen = ID * min(rows, batch * longest) if run.evaluation.exclude_seen else 0
-    length = min(run.model.max_length, longest) if _pads_hidden(run.model) else run.model.max_length
-    return resident + max(encoding_bytes(run.model, batch, length), states + seen + scoring_bytes(tile, k))
+    length = width if _pads_hidden(run.model) else run.model.max_length
+    ranking = max(seen + scoring_bytes(tile, k), counting_bytes(encoded, seen // ID))
+    return resident + max(encoding_bytes(run.model, batch, length), states + ranking)
+
+
+def encoded_users(batch: int, width: int, users: int) -> int:
+    """Most users of a batch where `batch` of the longest, of `width` items, make a full one: those of a single item."""
+    return min(users, MOST_ENCODED, max(batch, batch * (width + 1) // 2))
+
+
+def counting_bytes(users: int, pairs: int) -> int:
+    """Bytes that ranking by `seqrec.kernels.ranking` holds besides states and targets: an owner for each seen pair; for
+    each user its ordinal, two lengths, where its history begins on the device and among the pairs and where it ends,
+    the target's score and two counts, and of the result a copy."""
+    return ID * pairs + users * (8 * ID + 3 * FLOAT + 4)
 
 
 def encoding_bytes(model: config.Model, users: int, length: int) -> int:
