@@ -1,9 +1,10 @@
 """Full ranking of held-out items over the catalog, in batches of users and tiles of items: never users x items.
 
 Users are encoded in the order of their histories' lengths, as many at a time as fill the rectangle of the largest plain
-batch: `batch_size` of the longest. So short histories, of which there are many, take few launches, and none takes more
-memory than the longest do. On a GPU kernels count ranks (`seqrec.kernels.ranking`) where no lists are asked for, and
-encode SASRec; else `seqrec.ranking` ranks the batch in slabs of users.
+batch, `batch_size` of the longest, or the memory that ranking takes anyway. Short histories, of which there are many,
+take few launches, and the peak of memory is that of plain batches. On a GPU kernels count ranks
+(`seqrec.kernels.ranking`) where no lists are asked for, and encode SASRec; else `seqrec.ranking` ranks a batch in slabs
+of users.
 
 Items of the user's whole history (not only the window that the model reads) are no candidates under `exclude_seen`; a
 held-out item among them is then a certain miss, as published, and `repeat_targets` says how often that happens. A score
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from seqrec.config import CUTOFFS, EVALUATION_BYTES
 from seqrec.data.batches import DeviceSequences, Windows, history_windows
 from seqrec.data.tables import Holdout, IntArray, Sequences
-from seqrec.memory.evaluation import MOST_ENCODED, tile_for
+from seqrec.memory.evaluation import MOST_ENCODED, encoded_cells, scoring_bytes, tile_for
 from seqrec.metrics import list_metrics, ranking_metrics
 from seqrec.models.base import SequenceModel
 from seqrec.ranking import Ranker, exact_products, seen_cells
@@ -76,7 +77,8 @@ def evaluate(
     lengths = holdout.history.lengths
     n_users, k = len(lengths), max(CUTOFFS) if lists else 0
     # Users of similar length together, or one long history would make every batch's rectangles long.
-    order = np.argsort(lengths, kind="stable")
+    # Short integers sort in linear time.
+    order = np.argsort(lengths.astype(np.min_scalar_type(lengths.max(initial=0))), kind="stable")
     rows = _upload(order, device)
     targets = _upload(holdout.targets[order].astype(np.int64), device)
     ranks = torch.empty_like(targets)
@@ -90,7 +92,8 @@ def evaluate(
         tile = tile_for(memory_bytes, min(batch_size, n_users), n_items, k)
         ranker = Ranker(embeddings_VD, tile, k)
         count = _counter(embeddings_VD) if fused and not lists else None
-        for start, end in batches(lengths[order], batch_size, max_length, encoder):
+        room = scoring_bytes(tile, k)
+        for start, end in batches(lengths[order], batch_size, max_length, encoder, embeddings_VD.shape[1], room):
             batch, rows_B = order[start:end], rows[start:end]
             hidden_BD = _last_states(encoder, history, rows_B, lengths[batch], max_length)
             if count is not None:
@@ -138,11 +141,13 @@ def _last_states(
     return model.encode(history_windows(history, rows_B, lengths_B, max_length)).float()
 
 
-def batches(lengths: IntArray, batch_size: int, max_length: int, encoder: Encoder) -> Iterator[tuple[int, int]]:
+def batches(
+    lengths: IntArray, batch_size: int, max_length: int, encoder: Encoder, hidden_size: int, room: int
+) -> Iterator[tuple[int, int]]:
     """Where batches begin and end among users whose histories have these ascending lengths.
 
-    Users times (cells of a row + 1) is at most what `batch_size` users of the longest histories take; the 1 is the
-    place behind a history at which BERT4Rec asks. At most `MOST_ENCODED` users.
+    Users times (cells of a row + 1) is at most `encoded_cells`, by the longest history and the `room` in bytes; the 1
+    is the place behind a history at which BERT4Rec asks. At most `MOST_ENCODED` users.
     """
 
     def cells(end: int) -> int:
@@ -150,7 +155,7 @@ def batches(lengths: IntArray, batch_size: int, max_length: int, encoder: Encode
 
     start = 0
     while start < len(lengths):
-        bound = batch_size * cells(len(lengths))
+        bound = encoded_cells(batch_size, cells(len(lengths)) - 1, hidden_size, room)
         ends = range(start + 1, min(start + MOST_ENCODED, len(lengths)) + 1)
         first, start = start, start + bisect_right(ends, bound, key=partial(_area, cells, start))
         yield first, start

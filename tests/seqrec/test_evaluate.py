@@ -16,6 +16,7 @@ from seqrec.config import CUTOFFS, Sasrec
 from seqrec.data.batches import Windows
 from seqrec.data.tables import Holdout, Sequences
 from seqrec.evaluate import batches, evaluate
+from seqrec.memory.evaluation import encoding_bytes
 from seqrec.models.sasrec import SasrecModel
 from seqrec.ranking import Ranker
 
@@ -181,7 +182,7 @@ def test_histories_of_similar_length_are_encoded_together() -> None:
     model, held = Toy(1), holdout(1)
     ranked(model, held, max_length=50)
     lengths = np.sort(held.history.lengths)
-    ends = [end for _, end in batches(lengths, 6, 50, model)]
+    ends = [end for _, end in batches(lengths, 6, 50, model, D, 0)]
     assert model.longest == lengths[np.array(ends) - 1].tolist()
 
 
@@ -193,7 +194,7 @@ def test_batches_fill_the_rectangle_of_the_longest_and_never_more(constant: int)
 
     random = np.random.default_rng(0)
     lengths = np.sort(np.minimum(random.geometric(0.15, 3000), 64))
-    plan = list(batches(lengths, 16, 40, Shape(0)))
+    plan = list(batches(lengths, 16, 40, Shape(0), D, 0))
     assert [0, *(end for _, end in plan)] == [*(start for start, _ in plan), 3000]
     kept, longest = np.minimum(lengths, 40), 16 * 40
     for start, end in plan:
@@ -210,7 +211,14 @@ def test_batches_fill_the_rectangle_of_the_longest_and_never_more(constant: int)
 
 def test_a_batch_has_a_most_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqrec.evaluate.MOST_ENCODED", 5)
-    assert list(batches(np.full(12, 3), 7, 9, Toy(0))) == [(0, 5), (5, 10), (10, 12)]
+    assert list(batches(np.full(12, 3), 7, 9, Toy(0), D, 0)) == [(0, 5), (5, 10), (10, 12)]
+
+
+def test_batches_grow_into_the_memory_that_ranking_takes() -> None:
+    cell = encoding_bytes(Sasrec(name="sasrec", hidden_size=8, mask_padding=True), 1, 1)
+    for users in (3, 9, 100):
+        sizes = [end - start for start, end in batches(np.full(200, 4), 3, 9, Toy(0), 8, users * 5 * cell)]
+        assert set(sizes[:-1]) == {users}
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
