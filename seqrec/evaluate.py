@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seqrec import meters
 from seqrec.config import CUTOFFS, EVALUATION_BYTES
 from seqrec.data.batches import DeviceSequences, Windows, history_windows
 from seqrec.data.tables import Holdout, IntArray, Sequences
@@ -83,7 +84,7 @@ def evaluate(
     targets = _upload(holdout.targets[order].astype(np.int64), device)
     ranks = torch.empty_like(targets)
     tops = torch.empty((n_users, k), dtype=torch.int32, pin_memory=lists and device.type == "cuda")
-    with _evaluation_mode(model):
+    with _evaluation_mode(model), meters.current(device):
         embeddings_VD = model.item_embeddings().float()
         if len(embeddings_VD) != n_items:
             raise ValueError(f"item_embeddings: got {len(embeddings_VD)} rows; expected n_items ({n_items}).")
