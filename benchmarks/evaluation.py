@@ -1,12 +1,15 @@
-"""Full ranking of 5,000 users over 173,511 and 1,000,000 items: time, and peak memory beyond the weights.
+"""Full ranking, by kernels and without: 5,000 users over large catalogs, 135,119 short sessions; time and peak memory.
 
 `python -m benchmarks.evaluation` needs a GPU; it appends a row a case to `benchmarks/results/evaluation.csv`. Before
-anything is timed, ranks and lists in tiles of several shapes are held against a dense twin in float64, on the same
-device; a difference ends the run. Data: synthetic, seeded; histories lognormal(4.1, 0.8) clipped to 20..1500, targets
-and items uniform. Model: SASRec, untrained, length 200, width 64, 2 blocks, 1 head. Ranks: what a validation asks for;
-with lists: the test. Seconds: median, and 20th and 80th percentile, of whole evaluations after a warm-up, the upload of
-the histories and the encoder included. `--tiny`: small shapes on any device, rows to stdout alone unless `--results` is
-given.
+anything is timed, ranks and lists in tiles of several shapes, and on CUDA those of the kernel, are held against a dense
+twin in float64, on the same device; a difference ends the run. Data: synthetic, seeded; 5,000 histories lognormal(4.1,
+0.8) clipped to 20..1500 over 173,511 and 1,000,000 items, targets and items uniform. `--sessions`: instead users,
+items and lengths as of the validation of nowplaying, 135,119 histories lognormal(1.62, 0.66) clipped to 1..28 over
+60,416 items. Model: SASRec, untrained, length 200 (sessions: 30, without pads), width 64, 2 blocks, 1 head. Ranks: what
+a validation asks for; with lists: the test. `kernels` False is the reference, operation by operation; both ways run
+side by side, and metrics that differ by over 0.001 (near ties may change places) end the run. Seconds: median, 20th
+and 80th percentile, of whole evaluations after a warm-up, the upload of the histories and the encoder included.
+`--tiny`: small shapes on any device, without kernels, rows to stdout alone unless `--results` is given.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,21 +31,42 @@ from seqrec.memory.evaluation import Tile, evaluation_bytes, tile_for
 from seqrec.metrics import MISS
 from seqrec.ranking import Ranker, exact_products, seen_cells
 
+
+class Case(NamedTuple):
+    n_users: int
+    n_items: int
+    memory_bytes: int
+    lists: bool
+    kernels: bool
+    lengths: tuple[float, float, int, int] = (4.1, 0.8, 20, 1500)
+    """Of histories: lognormal mean and deviation, least and most."""
+    max_length: int = 200
+    mask_padding: bool = False
+
+
 N_USERS = 5000
 CASES = [
-    (n_items, memory_bytes, lists)
+    Case(N_USERS, n_items, memory_bytes, lists, kernels)
     for n_items in (173_511, 1_000_000)
     # The smaller budgets take tiles narrower than the larger catalog, in two passes.
     for memory_bytes in (2**28, 2**26, 2**24)
     for lists in (False, True)
+    for kernels in (False, True)
 ]
-TINY = [(211, 2**16, False), (5000, 2**16, True), (5000, 2**24, True)]
+SESSIONS = [
+    Case(135_119, 60_416, 2**28, lists, kernels, (1.62, 0.66, 1, 28), 30, True)
+    for lists in (False, True)
+    for kernels in (False, True)
+]
+TINY = [Case(60, 211, 2**16, False, False), Case(60, 5000, 2**16, True, False), Case(60, 5000, 2**24, True, False)]
 
 
-def made_up(n_users: int, n_items: int, seed: int = 0) -> tuple[Holdout, Statistics]:
+def made_up(case: Case, seed: int = 0) -> tuple[Holdout, Statistics]:
     """Histories and targets of the module's docstring, and what the prediction needs to know of them."""
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(4.1, 0.8, n_users), 20, 1500).astype(np.int64)
+    n_users, n_items = case.n_users, case.n_items
+    mean, deviation, least, most = case.lengths
+    lengths = np.clip(rng.lognormal(mean, deviation, n_users), least, most).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     items = rng.integers(0, n_items, offsets[-1]).astype(np.int32)
     targets = rng.integers(0, n_items, n_users).astype(np.int32)
@@ -83,6 +108,15 @@ def check(device: torch.device, n_items: int) -> None:
             if ranks.tolist() != expected_ranks[part] or lists.tolist() != expected_lists[part]:
                 raise ValueError(f"{tile}: got other ranks or lists than the twin's; expected the same.")
 
+    if device.type == "cuda":
+        from seqrec.kernels.ranking import catalog_ranks
+
+        on_device = [torch.from_numpy(one).to(device) for one in (hidden, table, targets, items)]
+        lengths = torch.full((n_users,), 30, device=device)
+        told = {"starts_U": lengths.cumsum(0) - 30, "lengths_U": lengths, "n_seen": 30 * n_users}
+        if catalog_ranks(*on_device[:3], seen=on_device[3], **told).tolist() != expected_ranks:
+            raise ValueError("catalog_ranks: got other ranks than the twin's; expected the same.")
+
 
 def _twin(scores: np.ndarray, targets: IntArray, k: int) -> tuple[list[int], list[list[int]]]:
     """Ranks and lists of dense scores (users, items), one user at a time."""
@@ -95,14 +129,13 @@ def _twin(scores: np.ndarray, targets: IntArray, k: int) -> tuple[list[int], lis
     return ranks, lists
 
 
-def measure(
-    n_users: int, n_items: int, memory_bytes: int, lists: bool, device: torch.device, repeats: int
-) -> dict[str, object]:
-    """One case's row, without its conditions."""
-    holdout, told = made_up(n_users, n_items)
+def measure(case: Case, device: torch.device, repeats: int) -> tuple[dict[str, object], dict[str, float]]:
+    """One case's row, without its conditions, and its metrics."""
+    n_users, n_items, memory_bytes, lists = case[:4]
+    holdout, told = made_up(case)
     tree = {
         "data": {"path": "synthetic"},
-        "model": {"name": "sasrec"},
+        "model": {"name": "sasrec", "max_length": case.max_length, "mask_padding": case.mask_padding},
         "loss": {"name": "ce"},
         "evaluation": {"memory_bytes": memory_bytes},
     }
@@ -125,6 +158,7 @@ def measure(
             item_counts=popularity,
             n_train_users=n_users,
             memory_bytes=memory_bytes,
+            kernels=case.kernels,
         )
 
     first = work()
@@ -139,11 +173,12 @@ def measure(
     peaks = [reading.peak_bytes - weights for reading in readings if reading.peak_bytes is not None]
     batch = min(run.evaluation.batch_size, n_users)
     tile = tile_for(memory_bytes, batch, n_items, max(config.CUTOFFS) if lists else 0)
-    return {
+    row = {
         "n_users": n_users,
         "n_items": n_items,
         "history": round(len(holdout.history.items) / n_users, 1),
         "lists": lists,
+        "kernels": case.kernels,
         "memory_bytes": memory_bytes,
         "tile_users": tile.users,
         "tile_items": tile.items,
@@ -153,11 +188,13 @@ def measure(
         "peak_beyond_weights_bytes": max(peaks) if peaks else "",
         "predicted_bytes": evaluation_bytes(run, told),
     }
+    return row, first
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small shapes, on a CPU too")
+    parser.add_argument("--sessions", action="store_true", help="135,119 short histories instead")
     parser.add_argument("--results", type=Path, help="folder of the rows (default: benchmarks/results)")
     options = parser.parse_args(arguments)
     if not (torch.cuda.is_available() or options.tiny):
@@ -166,9 +203,12 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check(device, 300 if options.tiny else 20_011)
     folder = options.results or (None if options.tiny else rows.RESULTS)
-    for n_items, memory_bytes, lists in TINY if options.tiny else CASES:
-        users, repeats = (60, 2) if options.tiny else (N_USERS, 7)
-        row = measure(users, n_items, memory_bytes, lists, device, repeats)
+    metrics: dict[Case, dict[str, float]] = {}
+    for case in TINY if options.tiny else SESSIONS if options.sessions else CASES:
+        row, found = measure(case, device, 2 if options.tiny else 7)
+        same = metrics.setdefault(case._replace(kernels=False), found)
+        if max(abs(found[name] - same[name]) for name in same) > 1e-3:
+            raise ValueError(f"metrics: got {found} by kernels after {same}; expected the same but for near ties.")
         if folder is not None:
             rows.append("evaluation", {**row, **rows.conditions()}, folder)
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)

@@ -1,4 +1,5 @@
-"""Ranks and lists over the whole catalog, one tile of scores (users, items) at a time; docs/metrics.md has the law.
+"""Ranks and lists over the whole catalog in plain PyTorch, a tile of scores (users, items) at a time, by the law of
+docs/metrics.md.
 
     rank = 1 + #(items with a higher score) + #(items with the same score and a lower id)
 

@@ -140,6 +140,7 @@ def _evaluate(run: Run, split: Split, model: SequenceModel, holdout: Holdout, *,
         item_counts=split.item_users,
         n_train_users=len(split.train),
         memory_bytes=run.evaluation.memory_bytes,
+        kernels=False if run.train.engine == "eager" else None,
     )
 
 

@@ -1,9 +1,9 @@
 """Fused kernels, and their eager twins: a leaf that imports torch and triton alone.
 
 Of the encoder and the optimiser: `attention`, `norm`, `embedding`, `feedforward`, `matrix`, `adam`; twins in
-`reference`. Of the losses: `cross_entropy`, `sampled`, `shared`, `rece`, `sce`; twins of the same names in `twins`. A
-twin is plain PyTorch with the same arguments, the slow and obvious form, and what `tests/seqrec/kernels` holds the
-kernel against. `why_not` says where the kernels cannot be used.
+`reference`. Of the losses: `cross_entropy`, `sampled`, `shared`, `rece`, `sce`; of evaluation: `ranking`; twins of the
+same names in `twins`. A twin is plain PyTorch with the same arguments, the slow and obvious form, and what
+`tests/seqrec/kernels` holds the kernel against. `why_not` says where the kernels cannot be used.
 
 A loss is a function (hidden_ND, items_VD, targets_N, weights_N, ...) -> (value, its gradient by the states, by the
 items): operands rounded to 16 bits, sums in float32, shapes that only shapes decide, nothing that waits for the device.

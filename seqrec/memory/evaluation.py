@@ -1,5 +1,9 @@
 """Closed forms of what evaluation holds beyond weights and optimiser, and the tiles that keep it there. No torch.
 
+Batches to encode hold `evaluation.batch_size` users with the longest histories, and of shorter ones as many as fill the
+same rectangle, or a larger one that takes no more memory than ranking is going to take: encoding more users at once
+does not raise the peak.
+
 Scores are computed in tiles of U users by W items. `tile_for` is what `seqrec.ranking` works by and `scoring_bytes`
 what it then allocates, so that budget (`evaluation.memory_bytes`) and prediction cannot drift apart. Counted is what
 the device's allocator is asked for; not counted are rounding, fragmentation, and the workspaces of libraries.
@@ -15,6 +19,9 @@ from seqrec.memory import FLOAT, ID
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
+
+MOST_ENCODED = 2**15
+"""Users of a batch that is encoded at once at most, whatever its rectangle: a launch has no more than 65,535 rows."""
 
 LEAST_GROUP = 32
 """Items of a group at least: maxima of shorter runs cost as much as whole reductions."""
@@ -111,10 +118,29 @@ def evaluation_bytes(run: config.Run, statistics: Statistics) -> int:
     tile = tile_for(run.evaluation.memory_bytes, batch, statistics.n_items, k)
     # Items of histories, their ends and lengths; order, target and rank of every user.
     resident = FLOAT * rows + 5 * ID * users
-    states = FLOAT * batch * run.model.hidden_size
+    # Validation asks for no lists.
+    room = max(scoring_bytes(tile_for(run.evaluation.memory_bytes, batch, statistics.n_items, n), n) for n in (0, k))
+    width = min(run.model.max_length, longest)
+    cells = encoded_cells(batch, width, run.model.hidden_size, room)
+    encoded = min(users, MOST_ENCODED, max(batch, cells // 2))
+    states = FLOAT * encoded * (run.model.hidden_size + isinstance(run.model, config.Bert4rec))
     seen = ID * min(rows, batch * longest) if run.evaluation.exclude_seen else 0
-    length = min(run.model.max_length, longest) if _pads_hidden(run.model) else run.model.max_length
-    return resident + max(encoding_bytes(run.model, batch, length), states + seen + scoring_bytes(tile, k))
+    length = width if _pads_hidden(run.model) else run.model.max_length
+    ranking = max(seen + scoring_bytes(tile, k), counting_bytes(encoded, seen // ID))
+    return resident + max(encoding_bytes(run.model, batch, length), room, states + ranking)
+
+
+def encoded_cells(batch: int, width: int, hidden_size: int, room: int) -> int:
+    """Cells that the rectangle of a batch to encode may have, a row being one longer than its history: those of `batch`
+    histories of `width` cells, or what fits into the `room` (bytes) that ranking takes anyway."""
+    return max(batch * (width + 1), room // _cell_bytes(hidden_size, _MOST_COPIES))
+
+
+def counting_bytes(users: int, pairs: int) -> int:
+    """Bytes that ranking by `seqrec.kernels.ranking` holds besides states and targets: an owner for each seen pair; for
+    each user its ordinal, two lengths, where its history begins on the device and among the pairs and where it ends,
+    the target's score and two counts, and of the result a copy."""
+    return ID * pairs + users * (8 * ID + 3 * FLOAT + 4)
 
 
 def encoding_bytes(model: config.Model, users: int, length: int) -> int:
@@ -124,8 +150,15 @@ def encoding_bytes(model: config.Model, users: int, length: int) -> int:
     the grid, attention's output and a copy of it; where pads are no keys, the zeros that keys and values replace
     (BERT4Rec's wide layer, before and after its GELU, is less). Ids, places and indices beside it.
     """
-    copies = 5 + 5 + (2 if _pads_hidden(model) else 0)
-    return users * length * (copies * FLOAT * model.hidden_size + 7 * ID)
+    return users * length * _cell_bytes(model.hidden_size, _MOST_COPIES if _pads_hidden(model) else _MOST_COPIES - 2)
+
+
+_MOST_COPIES = 5 + 5 + 2
+"""Of a cell's state while it is encoded, as `encoding_bytes` counts them."""
+
+
+def _cell_bytes(hidden_size: int, copies: int) -> int:
+    return copies * FLOAT * hidden_size + 7 * ID
 
 
 def _pads_hidden(model: config.Model) -> bool:

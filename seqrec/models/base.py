@@ -23,6 +23,11 @@ class SequenceModel(nn.Module, ABC):
     def encode(self, windows: Windows) -> Tensor:
         """(R, D) the state of each history from which its next item is predicted. No history may be empty."""
 
+    def row_cells(self, longest: int) -> int:
+        """Cells that a history takes in the rectangles of `encode`, together with histories of `longest` items at most;
+        never more than one beyond `longest` unless it is constant."""
+        return longest
+
     @abstractmethod
     def item_embeddings(self) -> Tensor:
         """(V, D), one row a catalog item: no row for pads."""

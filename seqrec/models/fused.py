@@ -1,4 +1,5 @@
-"""The encoder of a captured step: the same functions of the same parameters as the modules compute, by fused kernels.
+"""The encoder of a captured step, and of evaluation on a GPU: the same functions of the same parameters as the modules
+compute, by fused kernels.
 
 Residuals, norms, softmax statistics and accumulation are float32; matrix products and attention take their operands in
 the step's low dtype. With float32 as the low dtype it computes what the modules do up to the order of summation, which
@@ -23,7 +24,7 @@ from seqrec.models.transformer import LAYER_NORM_EPS, Block
 
 
 class FusedSasrec:
-    """SASRec's training path.
+    """SASRec's training path; without dropout while the model is in evaluation mode.
 
     seed: (1,) int64 on the device, what dropout masks are drawn from; whoever changes its value gets other masks. The
     gradient of the item table is added to `sink.buffer`.
@@ -45,8 +46,9 @@ class FusedSasrec:
                 torch._foreach_copy_(list(self._low.values()), list[Tensor](self._masters))
 
     def states(self, windows: Windows) -> Tensor:
-        """(N, D) float32, as `SasrecModel.states` in training mode."""
+        """(N, D) float32, as `SasrecModel.states`."""
         model, low, same = self.model, self.low, self.low == torch.float32
+        p = model.dropout if model.training else 0.0
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         states, states_low = embed(
             model.item_table.detach(),
@@ -55,7 +57,7 @@ class FusedSasrec:
             windows.places,
             windows.offsets,
             scale=model.hidden_size**0.5,
-            p=model.dropout,
+            p=p,
             seed=self.seed,
             site=0,
             low=None if same else low,
@@ -82,14 +84,14 @@ class FusedSasrec:
                 n_heads=attention.n_heads,
                 causal=True,
                 pads=not model.mask_padding,
-                p=model.dropout,
+                p=p,
                 seed=self.seed,
                 site=site,
             )
             attended = product(attended, attention.out_proj.weight, self._low[attention.out_proj.weight])
             inner, inner_low = self._norm(query, block.feed_forward_norm, attended, attention.out_proj.bias)
             hidden = product(inner_low, feed_forward.first.weight, self._low[feed_forward.first.weight])
-            hidden = relu_dropout(hidden, feed_forward.first.bias, p=model.dropout, seed=self.seed, site=site + 1)
+            hidden = relu_dropout(hidden, feed_forward.first.bias, p=p, seed=self.seed, site=site + 1)
             hidden = product(hidden, feed_forward.second.weight, self._low[feed_forward.second.weight])
             last = after is model.norm
             wanted = Outputs(
@@ -103,7 +105,7 @@ class FusedSasrec:
                 after.bias,
                 seed=self.seed,
                 site=site + 2,
-                p=model.dropout,
+                p=p,
                 eps=LAYER_NORM_EPS,
                 low=low,
                 wanted=wanted,
@@ -134,6 +136,34 @@ class FusedSasrec:
         )
         assert out is not None
         return out, out if out_low is None else out_low
+
+
+class FusedEncoder:
+    """What evaluation asks of a model, by the fused kernels in float32: no rectangles, and pads as one virtual key."""
+
+    def __init__(self, fused: FusedSasrec) -> None:
+        self._fused = fused
+
+    def encode(self, windows: Windows) -> Tensor:
+        """(R, D) the state of each history from which its next item is predicted. No history may be empty."""
+        return self._fused.states(windows).index_select(0, windows.offsets[1:] - 1)
+
+    def item_embeddings(self) -> Tensor:
+        """(V, D)"""
+        return self._fused.model.item_embeddings()
+
+    def row_cells(self, longest: int) -> int:
+        """Histories lie end to end."""
+        return longest
+
+
+def encoder(model: SequenceModel) -> FusedEncoder | None:
+    """The fused encoder of a model for evaluation, in whichever mode the model is; None: as of `build`."""
+    if not isinstance(model, SasrecModel):
+        return None
+    seed = torch.zeros(1, dtype=torch.int64, device=model.item_table.device)
+    fused = build(model, torch.float32, seed)
+    return None if fused is None else FusedEncoder(fused)
 
 
 def build(model: SequenceModel, low: torch.dtype, seed: Tensor) -> FusedSasrec | None:

@@ -54,5 +54,8 @@ class SasrecModel(SequenceModel):
     def encode(self, windows: Windows) -> Tensor:
         return self.states(windows).index_select(0, windows.offsets[1:] - 1)
 
+    def row_cells(self, longest: int) -> int:
+        return longest if self.mask_padding else self.max_length
+
     def item_embeddings(self) -> Tensor:
         return self.item_table

@@ -16,7 +16,7 @@ def test_tiny_shapes_run_anywhere_and_leave_rows(tmp_path: Path, capsys: pytest.
     assert evaluation.main(["--tiny", "--results", str(tmp_path)]) == 0
     with (tmp_path / "evaluation.csv").open(newline="") as handle:
         found = list(csv.DictReader(handle))
-    assert [int(row["n_items"]) for row in found] == [n_items for n_items, _, _ in evaluation.TINY]
+    assert [int(row["n_items"]) for row in found] == [case.n_items for case in evaluation.TINY]
     assert all(float(row["seconds"]) > 0 and int(row["predicted_bytes"]) > 0 for row in found)
     assert len({int(row["tile_items"]) for row in found}) == 3, "in one tile, and in several"
     assert capsys.readouterr().out.count("n_items=") == len(found)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqrec import metrics
-from seqrec.config import CUTOFFS
+from seqrec import metrics, models
+from seqrec.config import CUTOFFS, Sasrec
 from seqrec.data.batches import Windows
 from seqrec.data.tables import Holdout, Sequences
-from seqrec.evaluate import evaluate
+from seqrec.evaluate import batches, evaluate
+from seqrec.memory.evaluation import encoding_bytes
+from seqrec.models.sasrec import SasrecModel
 from seqrec.ranking import Ranker
 
 U, V, D, LONGEST = 23, 61, 5, 9
@@ -42,6 +44,9 @@ class Toy(nn.Module):
 
     def item_embeddings(self) -> Tensor:
         return self.table
+
+    def row_cells(self, longest: int) -> int:
+        return longest
 
 
 def holdout(seed: int) -> Holdout:
@@ -176,7 +181,74 @@ def test_the_mode_is_restored_after_a_failure() -> None:
 def test_histories_of_similar_length_are_encoded_together() -> None:
     model, held = Toy(1), holdout(1)
     ranked(model, held, max_length=50)
-    assert model.longest == np.sort(held.history.lengths)[[5, 11, 17, 22]].tolist()
+    lengths = np.sort(held.history.lengths)
+    ends = [end for _, end in batches(lengths, 6, 50, model, D, 0)]
+    assert model.longest == lengths[np.array(ends) - 1].tolist()
+
+
+@pytest.mark.parametrize("constant", [0, 40])
+def test_batches_fill_the_rectangle_of_the_longest_and_never_more(constant: int) -> None:
+    class Shape(Toy):
+        def row_cells(self, longest: int) -> int:
+            return constant or longest
+
+    random = np.random.default_rng(0)
+    lengths = np.sort(np.minimum(random.geometric(0.15, 3000), 64))
+    plan = list(batches(lengths, 16, 40, Shape(0), D, 0))
+    assert [0, *(end for _, end in plan)] == [*(start for start, _ in plan), 3000]
+    kept, longest = np.minimum(lengths, 40), 16 * 40
+    for start, end in plan:
+        users, width = end - start, constant or int(kept[end - 1])
+        assert users * width <= longest
+        assert kept[start:end].sum() <= longest
+        # BERT4Rec's masked place behind each history that leaves it one.
+        assert (kept[start:end] + 1).sum() <= 16 * 41
+        assert users >= 16 or end == 3000
+        more = constant or int(kept[min(end, 2999)])
+        assert end == 3000 or (users + 1) * (more + 1) > 16 * ((constant or 40) + 1), "one more would have fitted"
+    assert len(plan) == 188 if constant else len(plan) < 60
+
+
+def test_a_batch_has_a_most_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.evaluate.MOST_ENCODED", 5)
+    assert list(batches(np.full(12, 3), 7, 9, Toy(0), D, 0)) == [(0, 5), (5, 10), (10, 12)]
+
+
+def test_batches_grow_into_the_memory_that_ranking_takes() -> None:
+    cell = encoding_bytes(Sasrec(name="sasrec", hidden_size=8, mask_padding=True), 1, 1)
+    for users in (3, 9, 100):
+        sizes = [end - start for start, end in batches(np.full(200, 4), 3, 9, Toy(0), 8, users * 5 * cell)]
+        assert set(sizes[:-1]) == {users}
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_kernels_rank_as_the_reference_does(monkeypatch: pytest.MonkeyPatch, exclude_seen: bool) -> None:
+    """Without a GPU in Triton's interpreter; whole numbers, so that equal scores are equal there too."""
+    model, device = Toy(4, coarse=True), "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    expected = [
+        ranked(model, holdout(seed), exclude_seen=exclude_seen, device=device, kernels=False) for seed in (4, 5)
+    ]
+    monkeypatch.setattr(Ranker, "rank", lambda *_: pytest.fail("not by the kernel"))
+    for held, right in zip((holdout(4), holdout(5)), expected, strict=True):
+        assert ranked(model, held, exclude_seen=exclude_seen, device=device, kernels=True) == right
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("changes", [{}, {"mask_padding": True, "n_heads": 2}])
+def test_sasrec_is_encoded_alike_by_kernels(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    config = Sasrec(name="sasrec", max_length=6, hidden_size=8, dropout=0.5, **changes)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, held = models.build(config, V).to(device), holdout(6)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    expected = ranked(model, held, max_length=6, device=device, kernels=False)
+    assert expected["hit_rate_at_20"] > 0
+    monkeypatch.setattr(SasrecModel, "states", lambda *_: pytest.fail("not by kernels"))
+    model.train()
+    assert ranked(model, held, max_length=6, device=device, kernels=True) == pytest.approx(expected, abs=1e-12)
+    assert model.training
 
 
 def test_ranks_alone_are_counted_and_nothing_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from seqrec.data.tables import Interactions, Split
 from seqrec.evaluate import _last_states, evaluate
 from seqrec.memory import evaluation as memory_evaluation
 from seqrec.memory.evaluation import LEAST_GROUP, encoding_bytes, evaluation_bytes, scoring_bytes, tile_for
+from seqrec.models import fused
 from seqrec.models.sasrec import SasrecModel
 from seqrec.ranking import Ranker
 
@@ -128,6 +129,8 @@ def measured_evaluation(run: config.Run, split: Split) -> int:
         {"evaluation__memory_bytes": 2**16},
         {"evaluation__batch_size": 7},
         {"evaluation__batch_size": 128, "model__mask_padding": True},
+        {"evaluation__batch_size": 8, "model__mask_padding": True, "model__hidden_size": 128},
+        {"evaluation__batch_size": 2, "model__mask_padding": True, "model__hidden_size": 512},
         {"data__split": "temporal"},
     ],
     ids=str,
@@ -153,6 +156,22 @@ def test_encoding_full_histories_allocates_what_was_predicted(model: dict[str, A
     encoder = SasrecModel(run.model, 100)
     measured = peak_of(lambda: _last_states(encoder, history, torch.arange(64), np.full(64, 40), 32))
     assert 0.98 < encoding_bytes(run.model, 64, 32) / measured < 1.4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what the CPU allocates, where kernels are interpreted")
+@pytest.mark.parametrize("model", [{}, {"mask_padding": True, "n_heads": 4}], ids=str)
+def test_kernels_encode_within_what_was_predicted(model: dict[str, Any]) -> None:
+    """A little less than the modules: no rectangles. In the interpreter, whose first run holds more."""
+    run = make_run(**{f"model__{key}": value for key, value in model.items()})
+    history = DeviceSequences(
+        torch.zeros(16 * 40, dtype=torch.int32), torch.arange(1, 17) * 40, torch.full((16,), 40, dtype=torch.int64)
+    )
+    encoder = fused.encoder(SasrecModel(run.model, 100).eval())
+    assert encoder is not None
+    measured = [
+        peak_of(lambda: _last_states(encoder, history, torch.arange(16), np.full(16, 40), 32)) for _ in range(2)
+    ][1]
+    assert 0.98 < encoding_bytes(run.model, 16, 32) / measured < 1.5
 
 
 def test_the_budget_bounds_scoring_and_the_catalog_does_not() -> None:
