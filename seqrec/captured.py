@@ -140,8 +140,9 @@ class CapturedEngine(Engine):
         before = torch.cuda.memory_allocated(self.device)
         graphs = self._record(capacity, generators)
         self._graph_bytes = max(self._graph_bytes, torch.cuda.max_memory_allocated(self.device) - before)
-        torch.cuda.reset_peak_memory_stats(self.device)
+        # Gradients are a part of what the graph uses: they would be counted twice if they were there at the reset.
         self._forget_gradients()
+        torch.cuda.reset_peak_memory_stats(self.device)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         return graphs

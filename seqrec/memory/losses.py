@@ -117,3 +117,22 @@ def negatives(loss: config.Loss, shapes: Shapes) -> tuple[int, int]:
     # Random numbers, sorted values and their indices, and the items behind them; places where none may repeat.
     distinct = isinstance(loss, config.Bce) or (isinstance(loss, config.CeMinus) and not loss.with_replacement)
     return ids + ID * groups, (7 if distinct else 4) * min(ids, ID * max(DRAW_ELEMENTS, loss.n_negatives))
+
+
+def spare_draws(n: int, eligible: int) -> int:
+    """How many draws beyond n make it certain, but for a chance below 1e-20, that n of them are different.
+
+    Until n are found, a draw repeats one of them with a chance of at most (n - 1) / eligible: the chance that more than
+    `spare` of the n + spare draws do is below Chernoff's bound of a binomial tail.
+    """
+    rate, spare = (n - 1) / eligible, 0
+    while rate > 0:
+        m = n + spare
+        share = (spare + 1) / m
+        if share > rate:
+            exponent = share * math.log(share / rate)
+            exponent += (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
+            if m * exponent > 20 * math.log(10):
+                break
+        spare += 1 + spare // 16
+    return spare
