@@ -134,6 +134,17 @@ def _lower(found: dict[str, dict[str, int]], run: config.Run, statistics: Statis
         found["loss"]["work"] = max(0, tape.peak - asked.states - asked.table)
 
 
+def resident_bytes(run: config.Run, statistics: Statistics) -> int:
+    """What is alive between the epochs of a run on a GPU, where validation finds it: weights, optimiser, data, the
+    matrix library's workspaces; of an eager step its gradients too."""
+    if run.train.engine == "eager":
+        parts = moments(run, statistics)["loss"]
+        return parts["weights"] * 2 + parts["optimiser"] + parts["data"] + parts["workspace"]
+    tape = Tape()
+    captured.outside(tape, run, statistics, _resident_data(run, statistics))
+    return tape.alive + captured.HANDLE * 3
+
+
 def _fewest(statistics: Statistics) -> int:
     """Items outside of the history that holds the most."""
     held = statistics.longest_distinct_history

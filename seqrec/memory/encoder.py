@@ -1,7 +1,8 @@
 """What SASRec's encoder by fused kernels holds, forward and backward, on a `Tape`. Neither torch nor numpy.
 
 The order is that of `seqrec.models.fused`: every `take` is a tensor made there or in a kernel's autograd function,
-every `drop` the moment at which the last name or saved tensor lets go of it. Letters: N positions, D columns, R histories.
+every `drop` the moment at which the last name or saved tensor lets go of it. Letters: N positions, D columns, R
+histories.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from seqrec import config
-from seqrec.memory import FLOAT, ID
+from seqrec.memory import FLOAT, ID, resident_bytes
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
@@ -115,6 +115,11 @@ def evaluation_bytes(run: config.Run, statistics: Statistics) -> int:
     seen = ID * min(rows, batch * longest) if run.evaluation.exclude_seen else 0
     length = min(run.model.max_length, longest) if _pads_hidden(run.model) else run.model.max_length
     return resident + max(encoding_bytes(run.model, batch, length), states + seen + scoring_bytes(tile, k))
+
+
+def evaluation_peak(run: config.Run, statistics: Statistics) -> int:
+    """Most bytes that are alive while a run on a GPU is validated: what training reports as `memory/evaluation_gib`."""
+    return resident_bytes(run, statistics) + evaluation_bytes(run, statistics)
 
 
 def encoding_bytes(model: config.Model, users: int, length: int) -> int:
