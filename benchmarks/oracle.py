@@ -1,4 +1,4 @@
-"""The memory oracle's gate: predicted against measured peaks of 79 cells that span the published grids.
+"""The memory oracle's gate: predicted against measured peaks of cells that span the published grids.
 
 `python -m benchmarks.oracle` needs a GPU. Of each cell, in one process: the peaks of the train step, of validation, and
 the state are predicted before anything is built; then as in training an epoch, a validation and another epoch are run,

@@ -32,13 +32,19 @@ def loss_work(loss: config.Loss, shapes: Shapes) -> int:
             return tile(loss.chunk_bytes, N, FLOAT * V)
         case config.Cce():
             # Logits of a block and their exponentials; or, at the end, the targets' embeddings.
-            return max(tile(TILE_BYTES, N, 2 * FLOAT * min(V, loss.block_items)), 2 * shapes.states)
-        case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
+            numbers = FLOAT * min(V, loss.block_items)
+            rows = tile(TILE_BYTES, N, 2 * numbers) // (2 * numbers)
+            # Of the next tile, beside what is left of the one before it.
+            following = rows + 2 * min(rows, N - rows)
+            return max(numbers * max(2 * rows, following), 2 * shapes.states)
+        case config.Bce() | config.BcePlus() | config.Gbce():
             return sampled(N, N, loss.n_negatives, D)
+        case config.CceMinus():
+            return sampled(N, N, loss.n_negatives, D, softmax=True)
         case config.CeMinus():
             # A tile is as wide as its longest user.
             slots = shapes.users * shapes.longest if loss.negatives_scope == "user" else N
-            return sampled(n_draws(loss, shapes), slots, loss.n_negatives, D)
+            return sampled(n_draws(loss, shapes), slots, loss.n_negatives, D, softmax=True)
         case config.Sce():
             return _sce(loss, shapes)
         case config.Rece():
@@ -50,12 +56,19 @@ def tile(limit: int, rows: int, row_bytes: int) -> int:
     return row_bytes * min(rows, max(1, limit // row_bytes))
 
 
-def sampled(n_draws: int, n_positions: int, n_candidates: int, width: int) -> int:
-    """Candidates' embeddings and their gradient (K, D) a draw; about four copies of K scores and of a state a
-    position."""
+SOFTMAX_COPIES = 1.4
+"""Of a position's scores, beyond the four that tiles are sized by: where logsumexp is differentiated, scores, the
+concatenated logits and their mask stand beside a difference, its exponential and their product."""
+
+
+def sampled(n_draws: int, n_positions: int, n_candidates: int, width: int, *, softmax: bool = False) -> int:
+    """Candidates' embeddings and their gradient (K, D) a draw; about four copies of K scores and of a state a position,
+    of a softmax's scores more."""
     draw = FLOAT * 2 * n_candidates * width
     position = FLOAT * 4 * (n_candidates + width)
-    return min(n_draws * draw + n_positions * position, max(TILE_BYTES, draw + position))
+    whole = n_draws * draw + n_positions * position
+    found = min(whole, max(TILE_BYTES, draw + position))
+    return found + int(found / whole * n_positions * SOFTMAX_COPIES * FLOAT * n_candidates) if softmax else found
 
 
 def _sce(loss: config.Sce, shapes: Shapes) -> int:
@@ -70,7 +83,7 @@ def _sce(loss: config.Sce, shapes: Shapes) -> int:
         tile(TILE_BYTES, n_buckets, bucket),
         # Four working copies of an id for every slot, while the winner of each position is found.
         4 * ID * n_buckets * size_x,
-        sampled(min(n_buckets, N), N, size_y, D),
+        sampled(min(n_buckets, N), N, size_y, D, softmax=True),
     ]
     if loss.mix_x:
         steps.append(FLOAT * min(N, 4096) * n_buckets)

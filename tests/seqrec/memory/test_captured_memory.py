@@ -247,3 +247,39 @@ def test_the_largest_of_many_batches_is_the_likely_one() -> None:
         found = [max(inputs[random.permutation(20_000)][: n * users].reshape(n, users).sum(1)) for _ in range(20)]
         predicted = of_window.largest(users, 20_000, likely.deviations(n))
         assert abs(predicted / float(np.median(found)) - 1) < 0.03
+
+
+STATISTICS = Statistics("", "", 30_000, 1_200_000, 50_000, 30_000, ((20, 20_000), (80, 10_000)))
+
+
+def peak(loss: str, keys: dict[str, Any], model: dict[str, Any] | None = None, **train: Any) -> int:
+    run = make_run(loss, keys, **({"max_length": 50} | (model or {})))
+    run = run.model_copy(update={"train": run.train.model_copy(update={"batch_size": 256} | train)})
+    found = memory.predict_peak(run, STATISTICS)
+    assert found.peak_bytes == sum(found.parts.values())
+    assert min(found.parts.values()) >= 0
+    return found.peak_bytes
+
+
+@pytest.mark.parametrize("model", [{}, {"name": "bert4rec"}], ids=["sasrec", "bert4rec"])
+@pytest.mark.parametrize(("loss", "keys"), CASES)
+def test_kernels_and_low_precision_need_no_more_than_the_reference(
+    loss: str, keys: dict[str, Any], model: dict[str, Any]
+) -> None:
+    fused_loss = peak(loss, keys, model)
+    assert fused_loss == peak(loss, keys, model, engine="captured", precision="bf16", kernels="fused")
+    assert fused_loss <= peak(loss, keys, model, kernels="eager")
+    assert peak(loss, keys, model, engine="eager", precision="bf16") < peak(loss, keys, model, engine="eager")
+    assert peak(loss, keys, model, engine="eager", precision="bf16", kernels="fused") > 0
+
+
+def test_what_a_validation_leaves_counts_from_the_second_epoch_on() -> None:
+    assert peak("ce", {}, epochs=2) - peak("ce", {}, epochs=2, valid_every=2) == captured.HANDLE
+
+
+def test_kernels_that_cannot_run_are_not_counted_on() -> None:
+    wide = make_run("ce", {}, hidden_size=1024)
+    assert not captured.fused_encoder(wide.model)
+    assert not captured.fused_loss(wide, 1024)
+    assert captured.fused_loss(make_run("ce", {}), 64)
+    assert not captured.fused_loss(make_run("rece", {"n_buckets": 20_000}), 64)
