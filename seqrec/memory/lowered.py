@@ -68,13 +68,13 @@ def forward(tape: Tape, s: Sizes) -> Encoded:
         normal = tape.take(s.exact)
         # Arguments of both projections in bf16.
         of_attention += [tape.take(low, kept), tape.take(low, kept)]
-        projected = [tape.take(low), tape.take(2 * low)]
+        # Projected queries, keys and values, which the copy into the grid keeps.
+        of_attention += [tape.take(low, kept), tape.take(2 * low, kept)]
         of_attention += [tape.take(s.grid, kept), tape.take(2 * s.grid, kept)]
         tape.pass_by(2 * s.grid)
         of_attention += [tape.take(s.grid, kept), tape.take(FLOAT * cells * s.model.n_heads, kept)]
         of_attention.append(tape.take(low, kept))
         attended = tape.take(low)
-        tape.drop(*projected)
         if bert:
             of_attention.append(tape.take(s.mask, kept))
             dropped = tape.take(low)
