@@ -78,7 +78,7 @@ def measure(split: Split, name: str, batch_size: int, keys: dict[str, Any], devi
         "data": {"path": "synthetic"},
         "model": {"name": "sasrec"},
         "loss": {"name": name, **keys},
-        "train": {"batch_size": batch_size, "drop_last": True},
+        "train": {"batch_size": batch_size, "drop_last": True, "engine": "eager"},
     }
     run = config.parse(tree)
     meters.release(device)

@@ -136,12 +136,16 @@ class CapturedEngine(Engine):
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+        if not self.loss.capturable and self._to_items is None:
+            # It stays, and is no part of what the first graph uses.
+            self._to_items = torch.zeros_like(self.model.item_embeddings(), requires_grad=False)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         graphs = self._record(capacity, generators)
         self._graph_bytes = max(self._graph_bytes, torch.cuda.max_memory_allocated(self.device) - before)
-        torch.cuda.reset_peak_memory_stats(self.device)
+        # Gradients are a part of what the graph uses: they would be counted twice if they were there at the reset.
         self._forget_gradients()
+        torch.cuda.reset_peak_memory_stats(self.device)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         return graphs
@@ -168,9 +172,8 @@ class CapturedEngine(Engine):
                 self._finish_step(value)
 
             return _Graphs(self._graph(whole, generators)[0])
-        if self._to_items is None:
-            self._to_items = torch.zeros_like(self.model.item_embeddings(), requires_grad=False)
         to_items = self._to_items
+        assert to_items is not None
         first, (batch, hidden) = self._graph(lambda: self._before_loss(capacity), generators)
         to_hidden = torch.zeros_like(hidden, requires_grad=False)
 

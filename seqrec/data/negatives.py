@@ -10,7 +10,6 @@ the device: a draw can be part of a captured step.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from seqrec.data.tables import IntArray, Sequences
 from seqrec.errors import ConfigError, InfeasibleError, message
 from seqrec.memory import DRAW_ELEMENTS
+from seqrec.memory.losses import spare_draws as spare_draws
 
 Scope = Literal["position", "user", "group", "batch"]
 
@@ -247,25 +247,6 @@ def first_distinct(draws_GM: Tensor, n: int) -> Tensor:
     repeated = torch.empty_like(fresh).scatter_(1, when, ~fresh)
     place = place.masked_fill_(repeated | (place >= n), n)
     return draws_GM.new_empty((G, n + 1)).scatter_(1, place.long(), draws_GM)[:, :n]
-
-
-def spare_draws(n: int, eligible: int) -> int:
-    """How many draws beyond n make it certain, but for a chance below 1e-20, that n of them are different.
-
-    Until n are found, a draw repeats one of them with a chance of at most (n - 1) / eligible: the chance that more than
-    `spare` of the n + spare draws do is below Chernoff's bound of a binomial tail.
-    """
-    rate, spare = (n - 1) / eligible, 0
-    while rate > 0:
-        m = n + spare
-        share = (spare + 1) / m
-        if share > rate:
-            exponent = share * math.log(share / rate)
-            exponent += (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
-            if m * exponent > 20 * math.log(10):
-                break
-        spare += 1 + spare // 16
-    return spare
 
 
 class _History:

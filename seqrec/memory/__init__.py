@@ -1,10 +1,11 @@
-"""Closed forms of the bytes that a train step holds at its peak, before anything runs. Imports neither torch nor numpy.
+"""The bytes that a train step holds at its peak, before anything runs. Imports neither torch nor numpy.
 
-Counted is what the allocator of the device is asked for: tensors of this project's eager step in fp32 with fused Adam,
-and the matrix library's workspace. Not counted: rounding, fragmentation, the CUDA context.
+Counted is what the allocator of the device is asked for, and the matrix library's workspace. Not counted:
+fragmentation, the CUDA context. Two forms, as a run says what it is trained with on a GPU:
 
-A step has a few moments at which memory can peak; a prediction is the largest of them with the parts that are alive
-there.
+captured   CUDA graphs (`train.engine: auto` too): the step's allocations replayed on a tape (`captured`, `encoder`,
+           `lowered`, `fused`)
+eager      the moments at which memory can peak, each with the parts that are alive there; the largest counts:
 
 plan       an epoch's masks are drawn (BERT4Rec)
 draw       negatives are drawn; no activations yet
@@ -21,12 +22,11 @@ an id 8.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from seqrec import config
-from seqrec.memory import bert4rec
+from seqrec.memory import bert4rec, captured, fused, likely
 from seqrec.memory.losses import (
     DRAW_ELEMENTS as DRAW_ELEMENTS,
     FLOAT as FLOAT,
@@ -35,6 +35,7 @@ from seqrec.memory.losses import (
     loss_work as loss_work,
     negatives as negatives,
 )
+from seqrec.memory.tape import Tape
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
@@ -44,16 +45,14 @@ MATRIX_WORKSPACE = 2 * 2**25
 thread, and the backward pass runs in a thread of its own. Found by measurement: one handle's share was missing, to
 within 1 MiB, from the prediction of ce at two batch sizes (`benchmarks/results/steps.csv`)."""
 
-DEVIATIONS = 3.0
-"""Standard deviations above the mean number of positions: about the largest batch of a few hundred."""
-
 
 @dataclass(frozen=True)
 class Prediction:
     peak_bytes: int
     """The sum of `parts`."""
     moment: str
-    """Where the step peaks: plan, draw, loss, feed_forward, attention or embedding."""
+    """Where the step peaks. eager: plan, draw, loss, feed_forward, attention or embedding; captured: forward, draw,
+    loss or backward."""
     parts: dict[str, int]
     """Bytes alive at that moment by purpose: weights, optimiser, gradients, data, batch, negatives, activations, work,
     workspace."""
@@ -94,9 +93,70 @@ class Shapes(NamedTuple):
 
 
 def predict_peak(run: config.Run, statistics: Statistics) -> Prediction:
-    """The peak of one train step of `run` on a data set: the worst batch that is likely in a few hundred."""
-    moment, parts = max(moments(run, statistics).items(), key=lambda named: sum(named[1].values()))
+    """The peak of one train step of `run` on a data set and a GPU: of the largest batch that its epochs are likely to
+    hold. `train.engine: auto` is captured."""
+    if run.train.engine != "eager":
+        return _captured(run, statistics)
+    found = moments(run, statistics)
+    if captured.low_bytes(run) != FLOAT:
+        _lower(found, run, statistics)
+    moment, parts = max(found.items(), key=lambda named: sum(named[1].values()))
     return Prediction(sum(parts.values()), moment, parts)
+
+
+def _captured(run: config.Run, statistics: Statistics) -> Prediction:
+    shapes, asked = step_shapes(run, statistics), loss_shapes(run, statistics)
+    tape = Tape()
+    captured.outside(tape, run, statistics, _resident_data(run, statistics))
+    if isinstance(run.model, config.Bert4rec):
+        # An epoch's masks are drawn outside, before any graph runs: what is reported is the sum of both at their worst.
+        # 8 bytes an item, and ten numbers a user.
+        rows = sum(length * users for length, users in statistics.train_lengths)
+        tape.take(8 * rows + 10 * ID * statistics.n_train_users)
+    mean = likely.positions_of(statistics.train_lengths, _last(run), run.model.max_length).mean
+    captured.step(tape, run, shapes, asked, captured.capacity(run, shapes, asked, mean), _fewest(statistics))
+    parts = {name: size for name, size in tape.peak_by.items() if size}
+    return Prediction(tape.peak, tape.peak_moment, parts)
+
+
+def _lower(found: dict[str, dict[str, int]], run: config.Run, statistics: Statistics) -> None:
+    """Makes the eager step's moments those of bf16: states are kept in 2 bytes beside the residuals in 4, and the loss
+    may be by kernels."""
+    asked = loss_shapes(run, statistics)
+    for parts in found.values():
+        if "activations" in parts:
+            parts["activations"] = parts["activations"] * 2 // 3
+    if captured.fused_loss(run, asked.width):
+        tape = Tape()
+        ids = sum(one.size for one in captured.draws(tape, run.loss, asked, _fewest(statistics), True))
+        tape = Tape()
+        fused.walk(tape, run.loss, fused.Asked(asked.positions, asked.width, asked.items, asked.users))
+        for parts in found.values():
+            parts["negatives"] = ids if "negatives" in parts else 0
+        found["loss"]["work"] = max(0, tape.peak - asked.states - asked.table)
+
+
+def resident_bytes(run: config.Run, statistics: Statistics) -> int:
+    """What is alive between the epochs of a run on a GPU, where validation finds it: weights, optimiser, data, the
+    matrix library's workspaces; of an eager step its gradients too."""
+    if run.train.engine == "eager":
+        parts = moments(run, statistics)["loss"]
+        return parts["weights"] * 2 + parts["optimiser"] + parts["data"] + parts["workspace"]
+    tape = Tape()
+    captured.outside(tape, run, statistics, _resident_data(run, statistics))
+    return tape.alive + captured.HANDLE * 3
+
+
+def _fewest(statistics: Statistics) -> int:
+    """Items outside of the history that holds the most."""
+    held = statistics.longest_distinct_history
+    return statistics.n_items - (statistics.longest_train_history if held is None else held)
+
+
+def state_bytes(run: config.Run, statistics: Statistics) -> int:
+    """Weights, gradients and optimiser state, tensor by tensor: what training reports as `memory/state_gib`."""
+    sizes = captured.parameter_sizes(run.model, statistics.n_items)
+    return 2 * FLOAT * sum(sizes) + optimiser_bytes(run, statistics.n_items) + FLOAT * len(sizes)
 
 
 def moments(run: config.Run, statistics: Statistics) -> dict[str, dict[str, int]]:
@@ -162,19 +222,24 @@ def optimiser_bytes(run: config.Run, n_items: int) -> int:
     return whole - sum(FLOAT * n_items * (width - 1) for width in tables)
 
 
+def _last(run: config.Run) -> int:
+    """Items of a history that are no inputs: a masked window's last item is an input too."""
+    return 1 if isinstance(run.model, config.Sasrec) else 0
+
+
+def _deviations(run: config.Run, statistics: Statistics) -> float:
+    """Of the largest batch above the mean one."""
+    epochs = min(run.train.epochs, likely.EPOCHS)
+    return likely.deviations(captured.batches(run, statistics) * epochs)
+
+
 def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
-    """Positions: mean + DEVIATIONS standard deviations of a batch of users drawn without replacement; at most every
-    cell of the batch, and every position of the data."""
-    model = run.model
+    """Positions: those of the largest batch that is likely in the run's epochs (`likely`), users being drawn without
+    replacement; at most every cell of the batch, and every position of the data."""
+    model, last = run.model, _last(run)
     users = min(run.train.batch_size, statistics.n_train_users)
-    # A masked window's last item is an input too.
-    last = 1 if isinstance(model, config.Sasrec) else 0
-    counts = [(min(length - last, model.max_length), users_of) for length, users_of in statistics.train_lengths]
-    total = sum(inputs * users_of for inputs, users_of in counts)
-    mean = total / statistics.n_train_users
-    variance = sum(users_of * (inputs - mean) ** 2 for inputs, users_of in counts) / statistics.n_train_users
-    unlike = 1 - users / statistics.n_train_users
-    likely = math.ceil(users * mean + DEVIATIONS * math.sqrt(users * variance * unlike))
+    of_window = likely.positions_of(statistics.train_lengths, last, model.max_length)
+    largest = of_window.largest(users, statistics.n_train_users, _deviations(run, statistics))
     longest = min(model.max_length, statistics.longest_train_history - last)
     published = isinstance(model, config.Sasrec) and not model.mask_padding
     return Shapes(
@@ -182,7 +247,7 @@ def step_shapes(run: config.Run, statistics: Statistics) -> Shapes:
         # Batches are cut to their longest history only where pads are no attention keys.
         length=model.max_length if published else longest,
         longest=longest,
-        positions=min(likely, users * longest, total),
+        positions=min(largest, users * longest, of_window.total),
         width=model.hidden_size,
         items=statistics.n_items,
         blocks=model.n_blocks,
@@ -196,7 +261,9 @@ def loss_shapes(run: config.Run, statistics: Statistics) -> Shapes:
     if isinstance(model, config.Sasrec):
         return shapes
     # A tile of a user's targets is as wide as a window may be: how many are masked is not asked of the device.
-    return bert4rec.asked(model, shapes, statistics.train_lengths, DEVIATIONS)._replace(longest=shapes.longest)
+    return bert4rec.asked(model, shapes, statistics.train_lengths, _deviations(run, statistics))._replace(
+        longest=shapes.longest
+    )
 
 
 def n_parameters(model: config.Model, n_items: int) -> int:
@@ -230,7 +297,7 @@ def activations(model: config.Model, shapes: Shapes) -> int:
 def _resident_data(run: config.Run, statistics: Statistics) -> int:
     """Training histories on the device: 4 bytes an item, two ids a user; for masks a byte an item and an id a user; for
     draws without seen items one id a pair and one a user; for popularity a cumulative count and a log probability an
-    item."""
+    item, for draws from the batch the latter."""
     rows = sum(length * users for length, users in statistics.train_lengths)
     users = statistics.n_train_users
     loss, resident = run.loss, 4 * rows + 2 * ID * users
@@ -240,4 +307,6 @@ def _resident_data(run: config.Run, statistics: Statistics) -> int:
         resident += ID * (rows + users)
     if getattr(loss, "sampling", None) == "popularity":
         resident += (ID + FLOAT) * statistics.n_items
+    if getattr(loss, "sampling", None) == "in_batch":
+        resident += FLOAT * statistics.n_items
     return resident

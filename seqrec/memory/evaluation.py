@@ -15,7 +15,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from seqrec import config
-from seqrec.memory import FLOAT, ID
+from seqrec.memory import FLOAT, ID, resident_bytes
 
 if TYPE_CHECKING:
     from seqrec.data.tables import Statistics
@@ -141,6 +141,11 @@ def counting_bytes(users: int, pairs: int) -> int:
     each user its ordinal, two lengths, where its history begins on the device and among the pairs and where it ends,
     the target's score and two counts, and of the result a copy."""
     return ID * pairs + users * (8 * ID + 3 * FLOAT + 4)
+
+
+def evaluation_peak(run: config.Run, statistics: Statistics) -> int:
+    """Most bytes that are alive while a run on a GPU is validated: what training reports as `memory/evaluation_gib`."""
+    return resident_bytes(run, statistics) + evaluation_bytes(run, statistics)
 
 
 def encoding_bytes(model: config.Model, users: int, length: int) -> int:

@@ -32,13 +32,19 @@ def loss_work(loss: config.Loss, shapes: Shapes) -> int:
             return tile(loss.chunk_bytes, N, FLOAT * V)
         case config.Cce():
             # Logits of a block and their exponentials; or, at the end, the targets' embeddings.
-            return max(tile(TILE_BYTES, N, 2 * FLOAT * min(V, loss.block_items)), 2 * shapes.states)
-        case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
+            numbers = FLOAT * min(V, loss.block_items)
+            rows = tile(TILE_BYTES, N, 2 * numbers) // (2 * numbers)
+            # Of the next tile, beside what is left of the one before it.
+            following = rows + 2 * min(rows, N - rows)
+            return max(numbers * max(2 * rows, following), 2 * shapes.states)
+        case config.Bce() | config.BcePlus() | config.Gbce():
             return sampled(N, N, loss.n_negatives, D)
+        case config.CceMinus():
+            return sampled(N, N, loss.n_negatives, D, softmax=True)
         case config.CeMinus():
             # A tile is as wide as its longest user.
             slots = shapes.users * shapes.longest if loss.negatives_scope == "user" else N
-            return sampled(n_draws(loss, shapes), slots, loss.n_negatives, D)
+            return sampled(n_draws(loss, shapes), slots, loss.n_negatives, D, softmax=True)
         case config.Sce():
             return _sce(loss, shapes)
         case config.Rece():
@@ -50,12 +56,19 @@ def tile(limit: int, rows: int, row_bytes: int) -> int:
     return row_bytes * min(rows, max(1, limit // row_bytes))
 
 
-def sampled(n_draws: int, n_positions: int, n_candidates: int, width: int) -> int:
-    """Candidates' embeddings and their gradient (K, D) a draw; about four copies of K scores and of a state a
-    position."""
+SOFTMAX_COPIES = 1.4
+"""Of a position's scores, beyond the four that tiles are sized by: where logsumexp is differentiated, scores, the
+concatenated logits and their mask stand beside a difference, its exponential and their product."""
+
+
+def sampled(n_draws: int, n_positions: int, n_candidates: int, width: int, *, softmax: bool = False) -> int:
+    """Candidates' embeddings and their gradient (K, D) a draw; about four copies of K scores and of a state a position,
+    of a softmax's scores more."""
     draw = FLOAT * 2 * n_candidates * width
     position = FLOAT * 4 * (n_candidates + width)
-    return min(n_draws * draw + n_positions * position, max(TILE_BYTES, draw + position))
+    whole = n_draws * draw + n_positions * position
+    found = min(whole, max(TILE_BYTES, draw + position))
+    return found + int(found / whole * n_positions * SOFTMAX_COPIES * FLOAT * n_candidates) if softmax else found
 
 
 def _sce(loss: config.Sce, shapes: Shapes) -> int:
@@ -70,7 +83,7 @@ def _sce(loss: config.Sce, shapes: Shapes) -> int:
         tile(TILE_BYTES, n_buckets, bucket),
         # Four working copies of an id for every slot, while the winner of each position is found.
         4 * ID * n_buckets * size_x,
-        sampled(min(n_buckets, N), N, size_y, D),
+        sampled(min(n_buckets, N), N, size_y, D, softmax=True),
     ]
     if loss.mix_x:
         steps.append(FLOAT * min(N, 4096) * n_buckets)
@@ -117,3 +130,22 @@ def negatives(loss: config.Loss, shapes: Shapes) -> tuple[int, int]:
     # Random numbers, sorted values and their indices, and the items behind them; places where none may repeat.
     distinct = isinstance(loss, config.Bce) or (isinstance(loss, config.CeMinus) and not loss.with_replacement)
     return ids + ID * groups, (7 if distinct else 4) * min(ids, ID * max(DRAW_ELEMENTS, loss.n_negatives))
+
+
+def spare_draws(n: int, eligible: int) -> int:
+    """How many draws beyond n make it certain, but for a chance below 1e-20, that n of them are different.
+
+    Until n are found, a draw repeats one of them with a chance of at most (n - 1) / eligible: the chance that more than
+    `spare` of the n + spare draws do is below Chernoff's bound of a binomial tail.
+    """
+    rate, spare = (n - 1) / eligible, 0
+    while rate > 0:
+        m = n + spare
+        share = (spare + 1) / m
+        if share > rate:
+            exponent = share * math.log(share / rate)
+            exponent += (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
+            if m * exponent > 20 * math.log(10):
+                break
+        spare += 1 + spare // 16
+    return spare

@@ -115,9 +115,10 @@ def test_a_run_learns_and_its_peaks_are_measured_apart(name: str, split: Split) 
     assert losses_seen[-1] < losses_seen[0]
     assert 0 < report.metrics["memory/peak_gib"] <= report.metrics["memory/reserved_gib"]
     assert report.metrics["memory/evaluation_gib"] > 0
-    weights = memory.predict_peak(run_of(name), split.statistics).parts["weights"]
+    weights = 4 * memory.n_parameters(run_of(name).model, split.n_items)
     assert report.metrics["memory/peak_gib"] * 2**30 > 3 * weights
-    assert report.metrics["memory/state_gib"] * 2**30 == pytest.approx(4 * weights, rel=0.001)
+    state = memory.state_bytes(run_of(name), split.statistics)
+    assert report.metrics["memory/state_gib"] * 2**30 == pytest.approx(state, rel=1e-6)
 
 
 def test_what_one_run_leaves_behind_does_not_count_for_the_next(split: Split) -> None:

@@ -38,7 +38,7 @@ def make_run(loss: str = "ce", *, batch_size: int = 64, keys: dict | None = None
             "data": {"path": "made up"},
             "model": {"name": "sasrec", "max_length": 32, "hidden_size": 32, "dropout": 0.0} | model,
             "loss": {"name": loss} | LOSSES[loss] | (keys or {}),
-            "train": {"batch_size": batch_size},
+            "train": {"batch_size": batch_size, "engine": "eager"},
         }
     )
 

@@ -45,7 +45,7 @@ def make_run() -> Callable[..., config.Run]:
                     **model,
                 },
                 "loss": {"name": loss, **LOSSES[loss], **(keys or {})},
-                "train": {"batch_size": batch_size},
+                "train": {"batch_size": batch_size, "engine": "eager"},
             }
         )
 
