@@ -45,9 +45,15 @@ class Row(NamedTuple):
     ms: float
 
 
-def read(name: str) -> list[dict[str, str]]:
+Only = Mapping[str, Sequence[str]]
+"""File -> commits whose rows count."""
+
+
+def read(name: str, only: Only | None = None) -> list[dict[str, str]]:
+    """Rows of the card. only: of those commits alone, so that later rows do not change an earlier fit."""
     with (RESULTS / name).open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["gpu"] == CARD]
+        rows = [row for row in csv.DictReader(file) if row["gpu"] == CARD]
+    return [row for row in rows if only is None or row["commit"] in only[name]]
 
 
 def fit(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
@@ -94,10 +100,10 @@ def loss_of(name: str, keys: Mapping[str, Any]) -> config.Loss:
     return config.parse(tree).loss
 
 
-def alone() -> list[tuple[config.Loss, Row]]:
+def alone(only: Only | None) -> list[tuple[config.Loss, Row]]:
     """The losses by themselves."""
     found = []
-    for row in read("losses.csv"):
+    for row in read("losses.csv", only):
         if row["who"] != "fused" or row["inputs"] != "random" or not row["graph_ms"]:
             continue
         given = dict(word.split("=") for word in row["setting"].split())
@@ -126,10 +132,10 @@ def alone() -> list[tuple[config.Loss, Row]]:
     return found
 
 
-def in_training() -> list[tuple[config.Loss, Row, Row]]:
+def in_training(only: Only | None) -> list[tuple[config.Loss, Row, Row]]:
     """(loss, what the loss adds to a step, the step without it)."""
     found = []
-    for row in read("training.csv"):
+    for row in read("training.csv", only):
         if row["kernels"] != "fused":
             continue
         keys = {key: json.loads(value.lower()) for key, value in (word.split("=") for word in row["keys"].split())}
@@ -148,13 +154,13 @@ def _bare(loss: config.Loss, step: Step) -> dict[str, float]:
     return epoch_time.encoder_terms(run, step) | epoch_time.draw_terms(loss, step)
 
 
-def studied() -> list[tuple[config.Loss, Step, str, float]]:
+def studied(only: Only | None) -> list[tuple[config.Loss, Step, str, float]]:
     """(loss, sizes, label, milliseconds a step) of whole trainings on nowplaying."""
     found = []
     users, batch = NOWPLAYING["users"], NOWPLAYING["batch"]
     steps = -(-users // batch)
     step = Step(users / steps, NOWPLAYING["positions"] / steps, 64, NOWPLAYING["items"], 2)
-    for row in read("studies_times.csv"):
+    for row in read("studies_times.csv", only):
         if row["study"] == "nowplaying" and row["kernels"] == "fused":
             keys = json.loads(row["run"])["loss"]
             loss = loss_of(keys.pop("name"), keys)
@@ -171,12 +177,12 @@ def main() -> int:
     return 0
 
 
-def made() -> dict[str, Any]:
-    """The file's content."""
+def made(only: Only | None = None) -> dict[str, Any]:
+    """The file's content. only: from these commits' rows."""
     by_family: dict[str, list[Row]] = {}
-    for loss, row in alone():
+    for loss, row in alone(only):
         by_family.setdefault(epoch_time.family(loss), []).append(row)
-    for loss, row, _ in in_training():
+    for loss, row, _ in in_training(only):
         by_family.setdefault(epoch_time.family(loss), []).append(row)
     losses: dict[str, float] = {}
     told_errors: dict[str, Any] = {}
@@ -185,9 +191,9 @@ def made() -> dict[str, Any]:
         found = fit(rows, names)
         losses |= found
         told_errors[f"loss {name}"] = errors(rows, names, found)
-    bare = [row for _, _, row in in_training()]
-    whole = [Row(added.label, added.terms | row.terms, added.ms + row.ms) for _, added, row in in_training()]
-    for loss, step, label, ms in studied():
+    bare = [row for _, _, row in in_training(only)]
+    whole = [Row(added.label, added.terms | row.terms, added.ms + row.ms) for _, added, row in in_training(only)]
+    for loss, step, label, ms in studied(only):
         spent = told(Row(label, epoch_time.loss_terms(loss, step), ms), losses)
         bare.append(Row(label, _bare(loss, step), ms - spent))
         whole.append(Row(label, _bare(loss, step) | epoch_time.loss_terms(loss, step), ms))
@@ -208,12 +214,17 @@ def made() -> dict[str, Any]:
         "command": "python -m benchmarks epoch_times",
         "encoder": encoder,
         "losses": losses,
-        "evaluation": evaluation(),
-        "start_s": round(statistics.median(float(row["first_step_s"]) for row in read("training.csv")), 3),
+        "evaluation": evaluation(only),
+        "start_s": round(
+            statistics.median(
+                float(row["first_step_s"]) for row in read("training.csv", only) if row["kernels"] == "fused"
+            ),
+            3,
+        ),
         "errors": told_errors,
         "epoch_errors": all_errors,
         "range": {"items": [60_416, 1_000_001], "blocks": 2, "rounds": MOST_ROUNDS, "model": "sasrec"},
-        "rows": sorted({f"{name} at {row['commit']}" for name in FILES for row in read(name) if _used(name, row)}),
+        "rows": {name: sorted({row["commit"] for row in read(name, only) if _used(name, row)}) for name in FILES},
     }
 
 
@@ -226,9 +237,9 @@ def _used(name: str, row: Mapping[str, str]) -> bool:
     return name == "evaluation.csv" or row["kernels"] == "fused"
 
 
-def evaluation() -> dict[str, float]:
+def evaluation(only: Only | None) -> dict[str, float]:
     """Seconds a user and a score, and how much longer the users' lists make it, at the default budget of memory."""
-    rows = [row for row in read("evaluation.csv") if int(row["memory_bytes"]) == config.EVALUATION_BYTES]
+    rows = [row for row in read("evaluation.csv", only) if int(row["memory_bytes"]) == config.EVALUATION_BYTES]
     equations = [
         Row("", {"user_s": float(row["n_users"]), "score_s": float(row["n_users"]) * float(row["n_items"])},
             float(row["seconds"]))

@@ -84,7 +84,7 @@ def estimate(
     """Costs of `cells`, which the launch would run, on `gpus` cards. measured: times of an earlier sweep, in the place
     of the closed forms'."""
     data = plan.statistics
-    too_large = tuple(cell for cell in plan.cells if placement.share(cell.predicted_bytes, card.memory_bytes) is None)
+    too_large = tuple(cell for cell in plan.cells if _share(cell, card, resources) is None)
     predictions: dict[str, tuple[Duration | None, tuple[str, ...]]] = {}
     strange: Counter[str] = Counter()
     prices = []
@@ -116,11 +116,7 @@ def _price(
     scheduler: SchedulerSpec,
     measured: Measured | None,
 ) -> Price:
-    asked = resources.gpus_per_trial
-    share = placement.share(cell.predicted_bytes, card.memory_bytes)
-    if share is not None and asked not in ("auto", 0.0):
-        share = float(asked)
-    train = cell.run.train
+    share, train = _share(cell, card, resources), cell.run.train
     epoch_s = duration.epoch_s + duration.valid_s / train.valid_every if duration else None
     if measured:
         epoch_s = measured.seconds(cell, epoch_s)
@@ -129,6 +125,16 @@ def _price(
     once_s = duration.start_s + duration.test_s if duration else 0.0
     kept = measured.epochs_share if measured else expected_epochs(scheduler, train.epochs) / train.epochs
     return Price(cell, share, epoch_s, once_s + train.epochs * epoch_s, once_s + kept * train.epochs * epoch_s)
+
+
+def _share(cell: Cell, card: Card, resources: Resources) -> float | None:
+    """Part of a GPU: the one that the search space states, whose memory the process is held to; else the smallest that
+    holds the cell. None: too small for it."""
+    asked = resources.gpus_per_trial
+    if asked in ("auto", 0.0):
+        return placement.share(cell.predicted_bytes, card.memory_bytes)
+    stated = float(asked)
+    return stated if placement.needed(cell.predicted_bytes) <= min(1.0, stated) * card.memory_bytes else None
 
 
 def expected_epochs(scheduler: SchedulerSpec, epochs: int) -> float:

@@ -107,6 +107,15 @@ def test_a_stated_share_is_the_packing(tmp_path: Path) -> None:
     assert costs.packing(estimate(plan, resources=Resources(gpus_per_trial=0.5))) == {0.5: len(plan.cells)}
 
 
+def test_a_stated_share_may_be_too_small() -> None:
+    """Half of 24 GiB holds 9 GiB with margin and context, and not 10."""
+    sizes = [9 * GIB, 10 * GIB]
+    plan = replace(PLAN, cells=tuple(replace(c, predicted_bytes=s) for c, s in zip(CELLS, sizes, strict=False)))
+    found = estimate(plan, "24GiB", resources=Resources(gpus_per_trial=0.5))
+    assert [cell.predicted_bytes for cell in found.too_large] == [10 * GIB]
+    assert not estimate(plan, "24GiB", resources=Resources(gpus_per_trial=2.0)).too_large
+
+
 def test_every_figure_says_what_it_rests_on(tmp_path: Path) -> None:
     _, plan = make(tmp_path / "s.yaml")
     shown = costs.text(estimate(plan, "a100-40gb", gpus=4, assumed=True))
