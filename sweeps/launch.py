@@ -123,7 +123,9 @@ class Launch:
             event = self.ledger.append("epoch", cell_key=cell_key, attempt=attempt, epoch=epoch, metrics=metrics)
             if event:
                 self._judge(cell, event)
-        self._write_end(cell, finished.outcome, finished.reason, len(finished.epochs), finished.metrics, sync=False)
+        # The prediction is this plan's, for one front compares it with the others of this plan.
+        metrics = {**finished.metrics, "memory/predicted_gib": cell.predicted_bytes / GIB}
+        self._write_end(cell, finished.outcome, finished.reason, len(finished.epochs), metrics, sync=False)
 
     def retry(self, cells: Iterable[Cell]) -> None:
         """Open again what failed, so that it can be tried once more; nothing for cells that did not fail. Raises
@@ -212,7 +214,7 @@ class Launch:
             outcome=outcome.value,
             reason=reason,
             epochs=epochs,
-            metrics={**state.summary(), **metrics, **predicted},
+            metrics={**predicted, **state.summary(), **metrics},
         )
 
     def _introduce(self, cell: Cell) -> None:
