@@ -172,7 +172,8 @@ def _edit(directory: Path, change: Callable[[dict[str, Any]], Any], *kinds: str)
 
 def _cut_middle(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:4] + lines[5:]))
+    assert b'"start"' in lines[3], "which nothing but the gap in the sequence gives away"
+    path.write_bytes(b"".join(lines[:3] + lines[4:]))
 
 
 def _lose_an_epoch(path: Path) -> None:
@@ -217,24 +218,50 @@ def test_a_ledger_that_is_being_written_gives_what_is_whole(tmp_path: Path, ray:
     assert ray.rounds[1:] == [[2]]
 
 
-def test_a_crash_while_taking_over_is_mended(tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, "old", 1)
+def _crash_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The ledger cannot write its so manieth event from now."""
     append, written = Ledger.append, 0
 
     def crash(self: Ledger, type: str, **fields: Any) -> Any:
         nonlocal written
         written += 1
-        if written == 6:  # sweep, plan, cell, reuse, epoch, and here
+        if written == number:
             raise LedgerError("no room")
         return append(self, type, **fields)
 
     monkeypatch.setattr(Ledger, "append", crash)
-    assert run(tmp_path, "new", 1) == 1
-    monkeypatch.setattr(Ledger, "append", append)
+
+
+def test_a_crash_while_taking_over_is_mended(tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "old", 1)
+    with monkeypatch.context() as patched:
+        _crash_at(patched, 6)  # sweep, plan, cell, reuse, epoch, and here
+        assert run(tmp_path, "new", 1) == 1
+    assert len(told(tmp_path, "new", "epoch")) == 1
     assert run(tmp_path, "new", 1) == 0
     assert ray.rounds == [[1]]
     assert [event["epoch"] for event in told(tmp_path, "new", "epoch")] == [1, 2, 3]
     assert len(told(tmp_path, "new", "reuse")) == len(told(tmp_path, "new", "end")) == 1
+
+
+def test_a_crash_does_not_let_the_rule_stop_what_is_done(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second cell is worse than the first: ASHA would stop it at the epoch behind which the crash comes."""
+    run(tmp_path, "old", 1, 2)
+
+    def worsen(event: dict[str, Any]) -> None:
+        if event["cell_key"] == CELLS[1].cell_key:
+            event["metrics"]["valid/ndcg_at_10"] /= 10
+
+    _edit(tmp_path / "old", worsen, "epoch")
+    asha = SchedulerSpec(name="asha", shuffle_seed=None)
+    with monkeypatch.context() as patched:
+        _crash_at(patched, 12)  # sweep, plan, six of the first cell, cell, reuse, epoch, and here
+        assert run(tmp_path, "new", 1, 2, scheduler=asha) == 1
+    assert len(told(tmp_path, "new", "epoch")) == 4
+    assert run(tmp_path, "new", 1, 2, scheduler=asha) == 0
+    assert [event["outcome"] for event in told(tmp_path, "new", "end")] == ["done", "done"]
 
 
 def test_a_cell_that_has_begun_here_goes_on_here(tmp_path: Path, ray: FakeRay) -> None:
