@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqrec import data
 from seqrec.data.tables import Split
-from sweeps import environment, placement, stopping
+from sweeps import environment, placement, remaining, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.launch import Launch
@@ -52,28 +52,48 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
     """
     directory = options.storage.absolute() / spec.name
     checkpoints = directory / "checkpoints"
+    found = remaining.reusable(spec, plan, options)
     launch = Launch(
         directory,
         plan.cells,
         stopping.rule(spec.scheduler, plan.cells),
-        wall_s=spec.budget.wall_hours * 3600 if spec.budget.wall_hours else None,
+        budget=remaining.budget(spec, options),
         on_end=None if options.keep_checkpoints else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True),
     )
-    limit = options.limit_trials if options.limit_trials is not None else spec.budget.trials
-    todo = stopping.order(spec.scheduler, launch.remaining())[:limit]
+    known = launch.ledger.state.cells
+    taken = {key: cell for key, cell in found.cells.items() if reuse.is_free(known.get(key))}
+    ended = {key: outcome for key in launch.cells if (outcome := launch.outcome(key)) is not None}
+    cells = remaining.to_run(plan.cells, ended, taken, options.retry)
+    limit = remaining.most_trials(spec, options)
+    todo = stopping.order(spec.scheduler, cells)[:limit]
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+    def begin() -> None:
+        """The launch's first events, once nothing can refuse it any more."""
+        launch.open(spec.name, uuid.uuid4().hex, **_plan_event(spec, plan))
+        for key, cell in taken.items():
+            launch.adopt(key, cell)
+        launch.retry(todo)
+
     tracker = _tracker(launch, options)
     try:
         with _closed(launch), _signals(launch):
             if todo:
-                _work(launch, todo, spec, plan, options, tracker, trainer)
+                _work(launch, todo, spec, begin, options, tracker, trainer)
+            elif taken:
+                begin()
+                _start(tracker)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         _finish_tracking(tracker, directory)
         return EXIT_FAILED
-    if todo:
+    if taken:
+        print(f"{len(taken):,} cells were finished in other sweeps and are taken over.")
+    if todo or taken:
         if not launch.trouble:
             _report(directory, tracker)
-        _print_front(directory, launch)
+        _print_front(directory, launch, options)
     else:
         print(f"{spec.name}: all {len(plan.cells)} cells are done; nothing is left to run.")
         if tracker and tracker.close(0.0):
@@ -107,7 +127,7 @@ def _work(
     launch: Launch,
     todo: Sequence[Cell],
     spec: SweepSpec,
-    plan: Plan,
+    begin: Callable[[], None],
     options: Options,
     tracker: Tracker | None,
     trainer: Trainer | None,
@@ -125,7 +145,8 @@ def _work(
     ):
         shares = _gpu_shares(spec.resources, todo)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
-        launch.open(spec.name, uuid.uuid4().hex, **_plan_event(spec, plan))
+        launch.budget.shares = shares
+        begin()
         for cell in todo:
             if shares[cell.cell_key] is None:
                 launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
@@ -152,7 +173,7 @@ def _rounds(
     settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
     for _ in range(ROUNDS):
         left = [cell for cell in todo if launch.outcome(cell.cell_key) is None]
-        if not left or launch.should_stop():
+        if not left or launch.should_stop() or launch.stopping:
             return
         tuning.fit(
             launch,
@@ -165,7 +186,7 @@ def _rounds(
             retries=RETRIES,
         )
     for cell in todo:
-        if launch.outcome(cell.cell_key) is None and not launch.should_stop():
+        if launch.outcome(cell.cell_key) is None and not launch.stopping:
             launch.lost(cell.cell_key, f"Ray gave the trial up {ROUNDS} times; see ray.log", outcome=Outcome.ERROR)
 
 
@@ -239,13 +260,17 @@ def _report(directory: Path, tracker: Tracker | None) -> None:
         tracker.attach_report(written.files, written.front_keys, written.verdict)
 
 
-def _print_front(directory: Path, launch: Launch) -> None:
+def _print_front(directory: Path, launch: Launch, options: Options) -> None:
+    """The best so far; and if cells are left, why, and what goes on with them."""
     from sweeps import pareto
 
     pareto.main([str(directory)])
     left = len(launch.remaining())
+    if launch.spent:
+        print(f"The launch has spent its budget: {launch.spent}.")
     if left:
-        print(f"{left} of {len(launch.cells)} cells are left; the same command goes on with them.")
+        again = f"; to go on:\n  {options.command}" if options.command else "; the same command goes on with them."
+        print(f"{left} of {len(launch.cells)} cells are left{again}")
 
 
 def _sum_up(launch: Launch, tracker: Tracker | None) -> int:

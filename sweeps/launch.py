@@ -6,7 +6,6 @@ a `kind`: `start` (node, pid, from_epoch), `epoch` (epoch, metrics) and `end` (o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any, Literal
 
 from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
+from sweeps.budget import Budget
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.ledger import CellState, Event, Ledger
 from sweeps.outcomes import Outcome
+from sweeps.reuse import Finished
 from sweeps.stopping import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
@@ -48,7 +49,8 @@ class Snapshot:
 class Launch:
     """Opens the ledger, brings rule and state to where they were, takes messages until it is closed.
 
-    on_end: called with the key of a cell when its end is on disk. wall_s: after it the launch asks to stop.
+    on_end: called with the key of a cell when its end is on disk. budget: once it is spent no cell starts, and those
+    that run end with their next epoch.
     """
 
     def __init__(
@@ -57,15 +59,14 @@ class Launch:
         cells: Iterable[Cell],
         rule: Rule,
         *,
-        wall_s: float | None = None,
+        budget: Budget | None = None,
         on_end: Callable[[str], None] | None = None,
     ) -> None:
         self.cells = {cell.cell_key: cell for cell in cells}
         self._rule = rule
         self._verdicts: dict[str, Verdict] = {}
         self._on_end = on_end
-        self._wall_s = wall_s
-        self._since = time.monotonic()
+        self.budget = budget or Budget()
         self._ended_here = 0
         self._is_open = False
         self.allowed = 0
@@ -73,6 +74,8 @@ class Launch:
         self.stopping: Literal["", "interrupted", "budget", "halted"] = ""
         self.trouble = ""
         """Why the launch was halted."""
+        self.spent = ""
+        """Which limit ended the launch, for people."""
         self.failure: LedgerError | None = None
         self.ledger = Ledger(directory, on_event=self._relive)
 
@@ -97,7 +100,7 @@ class Launch:
 
     def open(self, name: str, sweep_id: str, **plan: Any) -> None:
         """Write the sweep's first line if it is new, this launch's plan, and the ends that a crash kept from being
-        written: of cells whose last epoch the rule had judged. Raises LedgerError."""
+        written: of cells trained here whose last epoch the rule had judged. Raises LedgerError."""
         state = self.ledger.state
         self._is_open = True
         if not state.sweep_id:
@@ -105,25 +108,54 @@ class Launch:
         self.ledger.append("plan", sync=True, launch=state.launches + 1, **plan)
         for cell in self.remaining():
             verdict = self._verdicts.get(cell.cell_key, GO_ON)
-            if verdict.stop:
+            known = self.ledger.state.cells.get(cell.cell_key)
+            if verdict.stop and known and known.source is None:
                 self.end(cell.cell_key, Outcome.STOPPED, verdict.reason)
+
+    def adopt(self, cell_key: str, finished: Finished) -> None:
+        """Write a cell that another sweep trained: where it comes from, its epochs, its end. A crash in between is
+        mended by adopting it again. Raises LedgerError."""
+        cell = self.cells[cell_key]
+        self._introduce(cell)
+        self.ledger.append("reuse", cell_key=cell_key, source=finished.source)
+        attempt = max(self._state(cell_key).attempt, 1)
+        for epoch, metrics in enumerate(finished.epochs, start=1):
+            event = self.ledger.append("epoch", cell_key=cell_key, attempt=attempt, epoch=epoch, metrics=metrics)
+            if event:
+                self._judge(cell, event)
+        # The prediction is this plan's, for one front compares it with the others of this plan.
+        metrics = {**finished.metrics, "memory/predicted_gib": cell.predicted_bytes / GIB}
+        self._write_end(cell, finished.outcome, finished.reason, len(finished.epochs), metrics, sync=False)
+
+    def retry(self, cells: Iterable[Cell]) -> None:
+        """Open again what failed, so that it can be tried once more; nothing for cells that did not fail. Raises
+        LedgerError."""
+        for cell in cells:
+            if (outcome := self.outcome(cell.cell_key)) is not None and outcome.is_failure:
+                self.ledger.append("retry", cell_key=cell.cell_key, outcome=outcome.value)
 
     # ------------------------------------------------------------------------------------------------- from trials
 
     def message(self, cell_key: str, message: Mapping[str, Any]) -> bool:
         """Take one message of a trial; True: the trial shall stop. Never raises for a ledger that cannot be written:
         `failure` holds the error, and `should_stop` says so."""
+        if self.stopping and message["kind"] == "start":
+            return True
         try:
-            return self._take(self.cells[cell_key], message) or bool(self.stopping)
+            stop = self._take(self.cells[cell_key], message) or bool(self.stopping)
         except LedgerError as error:
             self._fail(error)
-            return True
+            stop = True
+        if stop:
+            self.budget.release(cell_key)
+        return stop
 
     def _take(self, cell: Cell, message: Mapping[str, Any]) -> bool:
         key = cell.cell_key
         match message["kind"]:
             case "start":
                 self._introduce(cell)
+                self.budget.start(key)
                 started = {name: message[name] for name in ("node", "pid", "from_epoch")}
                 self.ledger.append("start", cell_key=key, attempt=self._state(key).attempt + 1, **started)
                 return self.outcome(key) is not None
@@ -160,23 +192,30 @@ class Launch:
     ) -> None:
         """Write the end of an attempt; what the training did not say of itself is taken from its epochs on record."""
         cell = self.cells[cell_key]
+        self.budget.release(cell_key)
         self._introduce(cell)
-        state = self._state(cell_key)
-        summary = {"memory/predicted_gib": cell.predicted_bytes / GIB, **state.summary(), **(metrics or {})}
-        event = self.ledger.append(
-            "end",
-            sync=True,
-            cell_key=cell_key,
-            attempt=max(state.attempt, 1),
-            outcome=outcome.value,
-            reason=reason,
-            epochs=state.epochs if epochs is None else epochs,
-            metrics=summary,
-        )
+        epochs = self._state(cell_key).epochs if epochs is None else epochs
+        event = self._write_end(cell, outcome, reason, epochs, metrics or {}, sync=True)
         if event and outcome.is_terminal:
             self._ended_here += 1
             if self._on_end:
                 self._on_end(cell_key)
+
+    def _write_end(
+        self, cell: Cell, outcome: Outcome, reason: str, epochs: int, metrics: Metrics, *, sync: bool
+    ) -> Event | None:
+        state = self._state(cell.cell_key)
+        predicted = {"memory/predicted_gib": cell.predicted_bytes / GIB}
+        return self.ledger.append(
+            "end",
+            sync=sync,
+            cell_key=cell.cell_key,
+            attempt=max(state.attempt, 1),
+            outcome=outcome.value,
+            reason=reason,
+            epochs=epochs,
+            metrics={**predicted, **state.summary(), **metrics},
+        )
 
     def _introduce(self, cell: Cell) -> None:
         self.ledger.append(
@@ -195,22 +234,24 @@ class Launch:
     # ------------------------------------------------------------------------------------------------- of the launch
 
     def interrupt(self) -> None:
-        """Ask the launch to end; safe in a signal handler."""
-        self.stopping = self.stopping or "interrupted"
+        """Ask the launch to end at once, even if it is about to end in peace; safe in a signal handler."""
+        if self.stopping in ("", "budget"):
+            self.stopping = "interrupted"
 
     def halt(self, reason: str) -> None:
         """End the launch for a reason that would fail every other cell too."""
         self.trouble, self.stopping = reason, "halted"
 
     def should_stop(self) -> bool:
-        """Polled by execution several times a second; brings waiting events to the disk."""
+        """Whether to end now. Polled by execution several times a second; brings waiting events to the disk. Over its
+        budget the launch first waits for the trials that run, each of which ends with its next epoch."""
         try:
             self.ledger.flush()
         except LedgerError as error:
             self._fail(error)
-        if self._wall_s is not None and time.monotonic() - self._since >= self._wall_s:
-            self.stopping = self.stopping or "budget"
-        return bool(self.stopping)
+        if not self.stopping and (spent := self.budget.spent()):
+            self.spent, self.stopping = spent, "budget"
+        return self.budget.is_idle if self.stopping == "budget" else bool(self.stopping)
 
     def _fail(self, error: LedgerError) -> None:
         self.failure = error
@@ -224,9 +265,10 @@ class Launch:
                 raise self.failure
             if not self._is_open:
                 return "finished"
+            why = f"the launch had spent its {self.spent}" if self.spent else "the launch ended first"
             for key, state in list(self.ledger.state.cells.items()):
                 if state.running and state.outcome is None and key in self.cells:
-                    self.end(key, Outcome.INTERRUPTED, "the launch ended first")
+                    self.end(key, Outcome.INTERRUPTED, why)
             remaining = len(self.remaining())
             reason: CloseReason = "budget" if remaining else "finished"
             if self.stopping in ("interrupted", "halted"):
@@ -252,7 +294,7 @@ class Launch:
                 running.append((state.label, state.epochs, cell.run.train.epochs))
             if state.best is not None and (best is None or state.best > best[1]):
                 best = (state.label, state.best)
-        elapsed_s = time.monotonic() - self._since
+        elapsed_s = self.budget.elapsed_s
         left = max(0, self.allowed - self._ended_here)
         eta_s = elapsed_s / self._ended_here * left if self._ended_here and self.allowed else None
         return Snapshot(len(self.cells), counts, tuple(running), best, elapsed_s, eta_s)

@@ -9,11 +9,9 @@ that cannot be read is damage, and raises `LedgerError` with the line's number.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +22,8 @@ from typing import Any
 
 from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
-from sweeps.errors import LedgerBusy, LedgerError
+from sweeps import lock
+from sweeps.errors import LedgerError
 from sweeps.outcomes import Outcome
 
 Event = dict[str, Any]
@@ -100,6 +99,8 @@ class CellState:
     epoch_s: list[float] = field(default_factory=list)
     """Training seconds of every epoch."""
     end_metrics: Metrics = field(default_factory=dict)
+    source: dict[str, Any] | None = None
+    """The sweep that trained it, if that was another one."""
 
     @property
     def best(self) -> float | None:
@@ -132,7 +133,8 @@ class State:
     cells: dict[str, CellState] = field(default_factory=dict)
 
     def accepts(self, event: Mapping[str, Any]) -> bool:
-        """False for what must stand at most once and does already: a cell, its epoch, its terminal end."""
+        """False for what must stand at most once and does already: a cell, its epoch, its terminal end; and for a retry
+        of what did not fail."""
         cell = self.cells.get(event.get("cell_key", ""))
         match event["type"]:
             case "cell":
@@ -141,6 +143,10 @@ class State:
                 return cell is not None and cell.outcome is None and event["epoch"] > cell.epochs
             case "start" | "end":
                 return cell is not None and cell.outcome is None
+            case "reuse":
+                return cell is not None and cell.outcome is None and cell.source != event["source"]
+            case "retry":
+                return cell is not None and cell.outcome is not None and cell.outcome.is_failure
         return True
 
     def apply(self, event: Event) -> None:
@@ -161,6 +167,11 @@ class State:
                 cell.attempt, cell.running = event["attempt"], True
             case "epoch":
                 self._apply_epoch(self.cells[event["cell_key"]], event)
+            case "reuse":
+                self.cells[event["cell_key"]].source = event["source"]
+            case "retry":
+                cell = self.cells[event["cell_key"]]
+                cell.outcome, cell.reason, cell.end_metrics = None, "", {}
             case "end":
                 cell = self.cells[event["cell_key"]]
                 outcome = Outcome(event["outcome"])
@@ -206,7 +217,7 @@ class Ledger:
     def __init__(self, directory: Path, on_event: Callable[[Event], None] | None = None) -> None:
         self.path = directory / FILE_NAME
         self.state = State()
-        self._lock = _take_lock(directory / LOCK_NAME)
+        self._lock = lock.take(directory / LOCK_NAME)
         try:
             self._size = self._sequence = 0
             for event, next_offset in read(self.path):
@@ -295,25 +306,3 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _take_lock(path: Path) -> int:
-    """An open, locked file descriptor; the lock goes with the process, however it ends."""
-    lock = -1
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(lock, 4096, 0).decode(errors="replace").strip() or "an unknown process"
-        os.close(lock)
-        raise LedgerBusy(
-            f"{path.parent}: is in use by another driver ({holder}). hint: wait for it, or choose another storage."
-        ) from None
-    except OSError as error:
-        if lock >= 0:
-            os.close(lock)
-        raise LedgerError(f"{path}: cannot be locked ({error.strerror}).") from error
-    return lock

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.outcomes import Outcome
+
 
 @dataclass(frozen=True)
 class Options:
@@ -18,7 +20,17 @@ class Options:
     """Of MLflow; None: SQLite in the storage folder."""
     no_tracking: bool = False
     limit_trials: int | None = None
-    """Cells that this launch may run, at most; wins over the search space's budget."""
+    """Cells that this launch may run, at most; this and the next two win over the search space's budget."""
+    limit_wall_hours: float | None = None
+    limit_gpu_hours: float | None = None
+    retry: tuple[Outcome, ...] = ()
+    """Failures that are tried again."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of sweeps, or of many, whose finished cells are taken over, beside those of the storage."""
+    no_reuse: bool = False
+    """Train every cell here, whatever other sweeps hold."""
+    command: str = ""
+    """What goes on with the sweep, for people."""
     num_cpus: int | None = None
     """Cores of the embedded Ray; None: all."""
     quiet: bool = False

@@ -12,5 +12,10 @@ CONTEXT_BYTES = 650 * 2**20
 
 def share(predicted_bytes: int, gpu_bytes: int) -> float | None:
     """The smallest share whose memory holds the trial; None if a whole GPU does not."""
-    needed = predicted_bytes * MARGIN + CONTEXT_BYTES
-    return next((share for share in SHARES if share * gpu_bytes >= needed), None)
+    bytes_ = needed(predicted_bytes)
+    return next((share for share in SHARES if share * gpu_bytes >= bytes_), None)
+
+
+def needed(predicted_bytes: int) -> float:
+    """Bytes of a GPU that a trial is given room for."""
+    return predicted_bytes * MARGIN + CONTEXT_BYTES

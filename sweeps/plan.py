@@ -6,9 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from sweeps import costs as prices, remaining
 from sweeps.cells import Cell, Scalar
+from sweeps.costs import Costs
+from sweeps.outcomes import Outcome
+from sweeps.reuse import Finished
 from sweeps.space import Parameters, Plan
 from sweeps.spec import SweepSpec
 
@@ -17,21 +22,42 @@ EXAMPLES = 10
 """Cells shown of a group that does not run."""
 
 
-def remaining(plan: Plan, ended: Mapping[str, str], limit: int | None) -> list[Cell]:
-    """The cells that a launch would run. ended: outcome by cell key, of earlier launches."""
-    left = [cell for cell in plan.cells if cell.cell_key not in ended]
-    return left if limit is None else left[:limit]
+@dataclass(frozen=True)
+class Standing:
+    """Where a sweep stands before the launch that is planned."""
+
+    ended: Mapping[str, Outcome] = field(default_factory=dict)
+    """Outcome by cell key, of earlier launches."""
+    taken: Mapping[str, Finished] = field(default_factory=dict)
+    """Cells that other sweeps finished."""
+    retry: tuple[Outcome, ...] = ()
+    """Failures that the launch would try again."""
+    limit: int | None = None
+    """Cells that it may run."""
+
+    def would_run(self, plan: Plan) -> list[Cell]:
+        """As planned; the first of them, where there is a limit."""
+        return remaining.to_run(plan.cells, self.ended, self.taken, self.retry)[: self.limit]
+
+    def words(self, cell_key: str) -> str:
+        """How a cell has ended, and where; empty: not yet."""
+        if cell_key in self.ended:
+            return self.ended[cell_key].value
+        there = self.taken.get(cell_key)
+        return f"{there.outcome} in {there.source['name']}" if there else ""
 
 
-def text(spec: SweepSpec, plan: Plan, ended: Mapping[str, str], limit: int | None) -> str:
+def text(spec: SweepSpec, plan: Plan, standing: Standing, costs: Costs | None = None) -> str:
     """The whole plan, the totals last."""
-    parts = [_header(spec, plan), _cells(spec, plan, ended), _dropped(plan), _infeasible(plan), _memory(plan)]
-    return "\n\n".join(part for part in [*parts, _totals(plan, ended, limit)] if part) + "\n"
+    parts = [_header(spec, plan), _cells(spec, plan, standing), _dropped(plan), _infeasible(plan), _memory(plan)]
+    parts += [prices.text(costs) if costs else "", _totals(plan, standing)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def to_json(spec: SweepSpec, plan: Plan, ended: Mapping[str, str], limit: int | None) -> dict[str, Any]:
+def to_json(spec: SweepSpec, plan: Plan, standing: Standing, costs: Costs | None = None) -> dict[str, Any]:
     """The same as plain JSON values, with nothing left out."""
     statistics = plan.statistics
+    reused = {key: {"outcome": there.outcome.value, **there.source} for key, there in standing.taken.items()}
     return {
         "name": spec.name,
         "source": spec.source,
@@ -53,7 +79,8 @@ def to_json(spec: SweepSpec, plan: Plan, ended: Mapping[str, str], limit: int | 
                 "label": cell.label,
                 "parameters": cell.parameters,
                 "predicted_gib": cell.predicted_bytes / GIB,
-                "outcome": ended.get(cell.cell_key),
+                "outcome": standing.ended.get(cell.cell_key),
+                "reused": reused.get(cell.cell_key),
             }
             for cell in plan.cells
         ],
@@ -61,7 +88,9 @@ def to_json(spec: SweepSpec, plan: Plan, ended: Mapping[str, str], limit: int | 
         "dropped": [{"parameters": parameters, "constraint": check} for parameters, check in plan.dropped],
         "infeasible": [{"parameters": parameters, "law": law} for parameters, law in plan.infeasible],
         "points": plan.points,
-        "would_run": 0 if plan.infeasible else len(remaining(plan, ended, limit)),
+        "histogram": [{"most_gib": edge, "cells": count} for edge, count in histogram(plan).items()],
+        "would_run": 0 if plan.infeasible else len(standing.would_run(plan)),
+        "costs": prices.to_json(costs) if costs else None,
     }
 
 
@@ -109,7 +138,7 @@ def _header(spec: SweepSpec, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _cells(spec: SweepSpec, plan: Plan, ended: Mapping[str, str]) -> str:
+def _cells(spec: SweepSpec, plan: Plan, standing: Standing) -> str:
     """One line a cell; parameters that are the same in all of them stand above."""
     keys = list(dict.fromkeys(key for cell in plan.cells for key in cell.parameters))
     keys.sort(key=lambda key: (key != "loss.name", key == "train.seed"))
@@ -127,10 +156,10 @@ def _cells(spec: SweepSpec, plan: Plan, ended: Mapping[str, str]) -> str:
         ]
         for i, cell in enumerate(plan.cells, start=1)
     ]
-    if ended:
+    if standing.ended or standing.taken:
         head.append("outcome")
         for row, cell in zip(rows, plan.cells, strict=True):
-            row.append(ended.get(cell.cell_key, ""))
+            row.append(standing.words(cell.cell_key))
     lines = []
     if alike and plan.cells:
         lines.append("all cells: " + ", ".join(f"{names[k]} {_shown(plan.cells[0].parameters[k])}" for k in alike))
@@ -160,22 +189,27 @@ def _groups(title: str, points: Sequence[tuple[Parameters, str]]) -> str:
     return "\n".join(lines)
 
 
+def histogram(plan: Plan) -> dict[float, int]:
+    """Upper edge of a half-octave, GiB -> cells whose predicted peak is in it, ascending without gaps."""
+    bins = Counter(math.ceil(2 * math.log2(max(cell.predicted_bytes, 1) / GIB)) for cell in plan.cells)
+    return {2.0 ** (i / 2): bins[i] for i in range(min(bins), max(bins) + 1)} if bins else {}
+
+
 def _memory(plan: Plan) -> str:
-    """Cells by predicted memory, a bin a power of two."""
-    if not plan.cells:
+    bins = histogram(plan)
+    if not bins:
         return ""
-    bins = Counter(math.ceil(math.log2(max(cell.predicted_bytes, 1) / GIB)) for cell in plan.cells)
     most = max(bins.values())
     lines = ["predicted peak of the train step, GiB"]
-    for edge in range(min(bins), max(bins) + 1):
-        bar = "#" * math.ceil(40 * bins[edge] / most)
-        lines.append(f"  <= {2.0**edge:<8g} {bins[edge]:>7,} {bar}".rstrip())
+    for edge, count in bins.items():
+        lines.append(f"  <= {edge:<8.4g} {count:>7,} {'#' * math.ceil(40 * count / most)}".rstrip())
     return "\n".join(lines)
 
 
-def _totals(plan: Plan, ended: Mapping[str, str], limit: int | None) -> str:
-    ran = sum(cell.cell_key in ended for cell in plan.cells)
-    left = len(remaining(plan, ended, limit))
+def _totals(plan: Plan, standing: Standing) -> str:
+    ran = sum(cell.cell_key in standing.ended for cell in plan.cells)
+    again = sum(standing.ended.get(cell.cell_key) in standing.retry for cell in plan.cells)
+    limit, left = standing.limit, len(standing.would_run(plan))
     configurations = len({cell.configuration_key for cell in plan.cells})
     total = (
         f"{_many(len(plan.cells), 'cell')} ({_many(configurations, 'configuration')}) of "
@@ -184,8 +218,13 @@ def _totals(plan: Plan, ended: Mapping[str, str], limit: int | None) -> str:
     )
     if plan.infeasible:
         return f"{total}\nwould run: nothing, until constraints drop what cannot exist"
-    why = (f", {ran:,} have ended" if ran else "") + (f", at most {limit:,} a launch" if limit is not None else "")
-    return f"{total}\nwould run: {left:,}{why}"
+    why = [
+        f"{ran:,} have ended" if ran else "",
+        f"{again:,} of them are tried again" if again else "",
+        f"{len(standing.taken):,} are finished in other sweeps" if standing.taken else "",
+        f"at most {limit:,} a launch" if limit is not None else "",
+    ]
+    return ", ".join([f"{total}\nwould run: {left:,}", *filter(None, why)])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

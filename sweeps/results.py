@@ -32,7 +32,7 @@ GIB = 2**30
 WAITING, RUNNING = "waiting", "running"
 """Not outcomes: a cell that never started, and one that started and has no `end` yet."""
 
-LEADING = ["cell_key", "configuration_key", "label", "outcome", "reason", "attempt", "epochs"]
+LEADING = ["cell_key", "configuration_key", "label", "outcome", "reason", "attempt", "epochs", "source"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class _Record:
         self.epochs = 0
         self.metrics: dict[str, float] = {}
         self.ended: dict[str, float] = {}
+        self.source = ""
 
     def add(self, event: dict[str, Any]) -> None:
         kind = event["type"]
@@ -124,6 +125,10 @@ class _Record:
             self.cell = event
         elif kind == "start":
             self.outcome, self.reason, self.attempt = RUNNING, "", event["attempt"]
+        elif kind == "reuse":
+            self.source = f"{event['source']['name']} ({event['source']['ledger']})"
+        elif kind == "retry":
+            self.outcome, self.reason, self.ended = WAITING, "", {}
         elif kind == "epoch":
             self.epochs = max(self.epochs, event["epoch"])
             self._follow(event["metrics"])
@@ -158,6 +163,7 @@ class _Record:
             "reason": self.reason,
             "attempt": self.attempt,
             "epochs": self.epochs,
+            "source": self.source,
         }
         metrics = {**self.metrics, **self.ended}
         if self.cell.get("predicted_bytes"):
@@ -206,7 +212,8 @@ def table(sweep_dir: Path) -> pd.DataFrame:
     """One row per cell of the latest plan: keys, label, outcome, attempt, epochs, parameters by dotted key, metrics.
 
     A cell without an `end` is `waiting` or `running`. A cell that was stopped carries the best validation value of its
-    epochs. Parameters that a cell does not have are None, metrics NaN.
+    epochs. `source` names the sweep that trained a cell; empty: this one. Parameters that a cell does not have are
+    None, metrics NaN.
     """
     return load(sweep_dir).cells
 

@@ -45,10 +45,10 @@ class LaunchScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called for every failure of a trial's process, those that Tune is going to retry included."""
+        """Called for every failure of a trial's process, those that Tune is going to retry included. A launch that is
+        ending leaves the retry to the next one."""
         error = _error_of(trial)
-        retried = trial.should_recover() and not self._launch.stopping
-        outcome = Outcome.INTERRUPTED if retried else outcomes.of(error)
+        outcome = Outcome.INTERRUPTED if trial.should_recover() else outcomes.of(error)
         self._launch.lost(trial.config["cell_key"], _reason(error), outcome=outcome)
 
 

@@ -66,6 +66,8 @@ class Budget(Frozen):
 
     trials: Annotated[int, Field(ge=1)] | None = None
     wall_hours: Annotated[float, Field(gt=0.0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Of the trials: share of a GPU times the hours it was held."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,12 @@ class Records:
                 self._start(event)
             case "epoch":
                 self._add_metrics(event, event["metrics"], event["epoch"])
+            case "reuse":
+                source = event["source"]
+                tag = _text(f"{source['name']} {source['sweep_id']}")
+                self._child(event["cell_key"], event["time_ms"]).tags["sweep.reused_from"] = tag
+            case "retry":
+                self.outcomes.pop(event["cell_key"], None)
             case "end":
                 self._end(event)
             case "close":

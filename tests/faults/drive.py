@@ -23,6 +23,7 @@ from seqrec.config import Data, Run
 from seqrec.errors import UserError
 from seqrec.reports import EpochReport, RunReport
 from sweeps import cells, execute
+from sweeps.budget import Budget as Wall
 from sweeps.cells import Cell
 from sweeps.options import Options
 from sweeps.space import Plan
@@ -102,6 +103,11 @@ class Trainer:
         marker.touch()
         return not known
 
+    def epochs(self) -> float:
+        """Begun by all trials so far and ever: a clock that no slow machine can upset."""
+        trace = self.directory / "trace"
+        return trace.read_text().count(" epoch ") if trace.exists() else 0
+
     def note(self, size: int, what: str) -> None:
         with (self.directory / "trace").open("a") as file:
             file.write(f"{time.time_ns()} {os.getpid()} {size} {what}\n")
@@ -128,6 +134,7 @@ def main() -> int:
     parser.add_argument("--cpus", type=float, default=1.0)
     parser.add_argument("--num-cpus", type=int, default=2)
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--budget-epochs", type=int, help="wall time of the launch, on a clock that counts epochs")
     parser.add_argument("--tracking-uri")
     parser.add_argument("--track", action="store_true")
     arguments = parser.parse_args()
@@ -168,6 +175,8 @@ def main() -> int:
     )
     trainer = Trainer(directory, faults, arguments.epoch_s, arguments.instant)
     plan = Plan(tuple(planned), 0, (), (), statistics, str(path))
+    if arguments.budget_epochs:
+        execute.remaining.budget = lambda *_: Wall(arguments.budget_epochs, clock=trainer.epochs)
     try:
         return execute.run(spec, plan, options, trainer=trainer)
     except UserError as error:

@@ -55,6 +55,26 @@ def test_every_way_to_end(sweep: Sweep) -> None:
     assert "Traceback" not in text
 
 
+def test_a_spent_budget_ends_trials_with_an_epoch_that_is_not_lost(sweep: Sweep) -> None:
+    planned = ("--cells=3", "--epochs=40")
+    code, text = sweep.run(*planned, "--epoch-s=0.3", "--budget-epochs=3")
+    assert code == 0, text
+    assert sweep.events("close")[-1]["reason"] == "budget"
+    assert sweep.events("close")[-1]["remaining"] == 3
+    starts, ends = sweep.events("start"), sweep.events("end")
+    assert len(starts) <= 2, "two cores; nothing starts on what is spent"
+    assert [end["outcome"] for end in ends] == ["interrupted"] * len(starts)
+    assert all("had spent its" in end["reason"] for end in ends)
+    told = {end["cell_key"]: end["epochs"] for end in ends}
+    assert sum(told.values()) >= 3
+    assert "3 of 3 cells are left" in text
+    code, text = sweep.run(*planned)
+    assert code == 0, text
+    resumed = {start["cell_key"]: start["from_epoch"] for start in sweep.events("start")[len(starts) :]}
+    assert {key: resumed[key] for key in told} == told, "the next launch goes on behind the last epoch told"
+    assert {end["outcome"] for end in sweep.ends().values()} == {"done"}
+
+
 def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep) -> None:
     slow = ("--epoch-s=0.2", "--epochs=6", "--fault=32=full_disk")
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from seqrec.config import Run
 from sweeps import cells, stopping
+from sweeps.budget import Budget
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.launch import Launch
@@ -151,7 +152,7 @@ def test_an_interrupted_launch_tells_which_cells_were_cut_off(tmp_path: Path) ->
 
 
 def test_a_launch_over_its_time_closes_as_budget(tmp_path: Path) -> None:
-    launch = opened(tmp_path, wall_s=0.0)
+    launch = opened(tmp_path, budget=Budget(wall_s=0.0))
     assert launch.should_stop()
     assert launch.close() == "budget"
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seqrec.data.tables import Statistics
 from sweeps import plan as plans, space, spec
+from sweeps.outcomes import Outcome
+from sweeps.plan import Standing
+from sweeps.reuse import Finished
 from sweeps.space import Plan
 from sweeps.spec import SweepSpec
 
@@ -52,7 +56,7 @@ def small(tmp_path: Path) -> tuple[SweepSpec, Plan]:
 
 def test_text_shows_every_cell_and_the_totals(small: tuple[SweepSpec, Plan]) -> None:
     read, plan = small
-    shown = plans.text(read, plan, {}, None)
+    shown = plans.text(read, plan, Standing())
     lines = shown.splitlines()
     assert lines[0] == f"sweep      small ({read.source})"
     assert "A small one." in lines[1]
@@ -76,26 +80,49 @@ def test_text_shows_every_cell_and_the_totals(small: tuple[SweepSpec, Plan]) -> 
 
 def test_what_is_the_same_in_all_cells_stands_above_the_table(tmp_path: Path) -> None:
     read, plan = make(tmp_path / "s.yaml", "seeds=[7]")
-    shown = plans.text(read, plan, {}, None)
+    shown = plans.text(read, plan, Standing())
     assert "all cells: seed 7" in shown
     assert "overrides  seeds=[7]" in shown
 
 
 def test_the_histogram_counts_every_cell_once(small: tuple[SweepSpec, Plan]) -> None:
     read, plan = small
-    shown = plans.text(read, plan, {}, None)
+    shown = plans.text(read, plan, Standing())
     bins = [line.split() for line in shown.splitlines() if line.startswith("  <= ")]
     assert sum(int(words[2].replace(",", "")) for words in bins) == len(plan.cells)
     for cell in plan.cells:
         gib = cell.predicted_bytes / 2**30
-        assert any(float(words[1]) / 2 < gib <= float(words[1]) for words in bins)
+        assert any(0.999 * float(words[1]) / 2**0.5 < gib <= 1.001 * float(words[1]) for words in bins)
+
+
+def test_a_bin_is_half_an_octave(small: tuple[SweepSpec, Plan]) -> None:
+    _, plan = small
+    sizes = (2**30, 2**30 + 1, int(2**30 * 2**0.5), int(2**30 * 2**0.5) + 1, 2**31)
+    cells = tuple(replace(plan.cells[0], predicted_bytes=size) for size in sizes)
+    bins = plans.histogram(replace(plan, cells=cells))
+    assert {round(edge, 3): count for edge, count in bins.items()} == {1.0: 1, 1.414: 2, 2.0: 2}
+
+
+def test_what_other_sweeps_finished_and_what_is_tried_again(small: tuple[SweepSpec, Plan]) -> None:
+    read, plan = small
+    there = Finished(Outcome.DONE, "", (), {}, {"name": "older", "ledger": "x"})
+    first, second, third = (cell.cell_key for cell in plan.cells[:3])
+    standing = Standing({first: Outcome.OOM, second: Outcome.DONE}, {third: there}, (Outcome.OOM,))
+    shown = plans.text(read, plan, standing)
+    said = "would run: 10, 2 have ended, 1 of them are tried again, 1 are finished in other sweeps"
+    assert shown.splitlines()[-1] == said
+    (row,) = [line for line in shown.splitlines() if third in line]
+    assert row.endswith("  done in older")
+    told = plans.to_json(read, plan, standing)
+    assert told["cells"][2]["reused"] == {"outcome": "done", "name": "older", "ledger": "x"}
+    assert told["would_run"] == 10
 
 
 def test_ended_cells_and_a_limit_leave_the_rest(small: tuple[SweepSpec, Plan]) -> None:
     read, plan = small
-    ended = {plan.cells[0].cell_key: "done", plan.cells[5].cell_key: "stopped"}
-    assert plans.remaining(plan, ended, None) == [c for i, c in enumerate(plan.cells) if i not in (0, 5)]
-    shown = plans.text(read, plan, ended, 4)
+    ended = {plan.cells[0].cell_key: Outcome.DONE, plan.cells[5].cell_key: Outcome.STOPPED}
+    assert Standing(ended).would_run(plan) == [c for i, c in enumerate(plan.cells) if i not in (0, 5)]
+    shown = plans.text(read, plan, Standing(ended, limit=4))
     assert shown.splitlines()[-1] == "would run: 4, 2 have ended, at most 4 a launch"
     (row,) = [line for line in shown.splitlines() if plan.cells[5].cell_key in line]
     assert row.endswith("  stopped")
@@ -103,7 +130,7 @@ def test_ended_cells_and_a_limit_leave_the_rest(small: tuple[SweepSpec, Plan]) -
 
 def test_the_impossible_is_listed_with_its_law_and_the_way_out(tmp_path: Path) -> None:
     read, plan = make(tmp_path / "s.yaml", "loss.n_negatives=[4, 60, 70]", "train.batch_size=[8, 90]", "constraints=[]")
-    shown = plans.text(read, plan, {}, None)
+    shown = plans.text(read, plan, Standing())
     assert "cannot exist on tiny: loss.n_negatives: got 60; expected <= 45" in shown
     assert "would run: nothing, until constraints drop what cannot exist" in shown
     refusal = plans.refusal(read, plan)
@@ -135,7 +162,7 @@ def test_nothing_impossible_is_no_refusal(small: tuple[SweepSpec, Plan]) -> None
 
 def test_json_leaves_nothing_out(small: tuple[SweepSpec, Plan]) -> None:
     read, plan = small
-    told = json.loads(json.dumps(plans.to_json(read, plan, {plan.cells[1].cell_key: "oom"}, None)))
+    told = json.loads(json.dumps(plans.to_json(read, plan, Standing({plan.cells[1].cell_key: Outcome.OOM}))))
     assert [cell["cell_key"] for cell in told["cells"]] == [cell.cell_key for cell in plan.cells]
     assert [cell["outcome"] for cell in told["cells"][:3]] == [None, "oom", None]
     assert told["cells"][0]["parameters"] == plan.cells[0].parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from sweeps import run
 from sweeps.options import Options
+from sweeps.outcomes import Outcome
 
 ROOT = Path(__file__).parents[2]
 MALFORMED = Path(__file__).parent / "malformed"
@@ -116,10 +118,8 @@ def test_the_driver_gets_spec_plan_and_options(space: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "sweeps.execute", driver)
     monkeypatch.setattr("sweeps.execute", driver, raising=False)
     flags = ["--storage", str(tmp_path / "s"), "--limit-trials", "3", "--num-cpus", "2", "--no-tracking", "--quiet"]
-    assert (
-        run.main([str(space), *flags, "--tracking-uri", "http://there", "--keep-checkpoints", "--set", "seeds=[9]"])
-        == 1
-    )
+    words = [str(space), *flags, "--tracking-uri", "http://there", "--keep-checkpoints", "--set", "seeds=[9]"]
+    assert run.main([*words, "--retry", "oom"]) == 1
     spec, plan, options = got
     assert spec.overrides == ("seeds=[9]",)
     assert [cell.run.train.seed for cell in plan.cells] == [9, 9, 9, 9]
@@ -131,6 +131,8 @@ def test_the_driver_gets_spec_plan_and_options(space: Path, tmp_path: Path, monk
         num_cpus=2,
         quiet=True,
         keep_checkpoints=True,
+        retry=(Outcome.OOM,),
+        command=shlex.join(["python", "-m", "sweeps.run", *words]),
     )
 
 
@@ -156,6 +158,14 @@ def test_interruption_is_130(space: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--set", "train.epochs=[1"], "--set train.epochs: line 1 is not valid YAML"),
         (["--set", "blocks=[]"], "--set blocks: cannot be set"),
         (["--data", "nowhere.parquet"], "nowhere.parquet"),
+        (["--reuse", "nowhere", "--plan"], "--reuse: got 'nowhere'; expected the folder of a sweep, or of sweeps"),
+        (["--reuse", "a", "--no-reuse"], "--reuse: got 'a'; expected no --no-reuse"),
+        (["--limit-gpu-hours", "2", "--plan"], "--limit-gpu-hours: got 2.0; expected none where resources.gpus_per"),
+        (["--set", "budget.gpu_hours=2", "--plan"], "small.yaml: budget.gpu_hours: got 2.0; expected none where"),
+        (["--plan", "--card", "h100"], "--card: got 'h100'; expected a size such as 80GiB, or one of h100-80gb"),
+        (["--plan", "--card", "0GiB"], "--card: got '0GiB'; expected a size"),
+        (["--plan", "--times", "nowhere"], "--times: got 'nowhere'; expected a sweep's folder, or its ledger.jsonl"),
+        (["--card", "h100-80gb"], "--card: got no --plan"),
         (["--json"], "--json: got no --plan"),
         (["--address", "x:1", "--num-cpus", "2"], "--num-cpus: got 2; expected no --address"),
     ],
@@ -170,7 +180,17 @@ def test_a_mistake_on_the_command_line(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("flags", [["--limit-trials", "0"], ["--num-cpus", "two"], ["--nonsense"], ["--pla"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--limit-trials", "0"],
+        ["--limit-gpu-hours", "-1"],
+        ["--retry", "done"],
+        ["--num-cpus", "two"],
+        ["--nonsense"],
+        ["--pla"],
+    ],
+)
 def test_a_mistake_of_usage_is_2(space: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run.main([str(space), *flags])

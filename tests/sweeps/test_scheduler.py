@@ -72,6 +72,16 @@ def test_a_dead_process_is_interrupted_while_tune_retries_and_an_error_after(tmp
     assert launch.losses == [("k", reason, Outcome.INTERRUPTED), ("k", reason, Outcome.ERROR)]
 
 
+@pytest.mark.parametrize("stopping", ["budget", "interrupted", "halted"])
+def test_a_process_that_dies_while_the_launch_ends_is_no_error_of_its_cell(tmp_path: Path, stopping: str) -> None:
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(ActorDiedError()))
+    launch = FakeLaunch()
+    launch.stopping = stopping
+    adapter(launch).on_trial_error(None, trial(file, recovers=True))
+    assert [outcome for *_, outcome in launch.losses] == [Outcome.INTERRUPTED]
+
+
 def test_what_killed_the_process_decides_the_outcome(tmp_path: Path) -> None:
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(MemoryError("x")))

@@ -1,0 +1,59 @@
+"""What one launch would do: which cells it takes over from other sweeps, which it runs, and within which limits. The
+same answer for `--plan` and for the driver. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from seqrec.errors import UserError, message
+from sweeps import reuse
+from sweeps.budget import HOUR_S, Budget
+from sweeps.cells import Cell
+from sweeps.options import Options
+from sweeps.outcomes import Outcome
+from sweeps.reuse import Found
+from sweeps.space import Plan
+from sweeps.spec import SweepSpec
+
+
+def reusable(spec: SweepSpec, plan: Plan, options: Options) -> Found:
+    """Finished cells of other sweeps. Raises UserError for a folder named by `--reuse` that holds none."""
+    if options.no_reuse:
+        return reuse.NOTHING
+    storage = options.storage.absolute()
+    return reuse.find(
+        {cell.cell_key for cell in plan.cells},
+        reuse.folders(storage, storage / spec.name, options.reuse),
+        scheduler=spec.scheduler.model_dump(mode="json"),
+        on_gpu=spec.resources.gpus_per_trial != 0,
+    )
+
+
+def to_run(
+    cells: Iterable[Cell], ended: Mapping[str, Outcome], taken: Collection[str], retry: Collection[Outcome] = ()
+) -> list[Cell]:
+    """Cells without an end that no other sweep has, and the failures to try again; as planned.
+
+    ended: outcome by cell_key. taken: keys of cells that are taken over. retry: outcomes to try again.
+    """
+    return [
+        cell
+        for cell in cells
+        if (ended[cell.cell_key] in retry if cell.cell_key in ended else cell.cell_key not in taken)
+    ]
+
+
+def most_trials(spec: SweepSpec, options: Options) -> int | None:
+    """Cells that a launch may run; None: all."""
+    return options.limit_trials if options.limit_trials is not None else spec.budget.trials
+
+
+def budget(spec: SweepSpec, options: Options) -> Budget:
+    """A launch's limits in time: the options', else the search space's. Raises UserError for GPU-hours without GPUs."""
+    wall = options.limit_wall_hours if options.limit_wall_hours is not None else spec.budget.wall_hours
+    gpu = options.limit_gpu_hours if options.limit_gpu_hours is not None else spec.budget.gpu_hours
+    if gpu is not None and spec.resources.gpus_per_trial == 0:
+        place = "--limit-gpu-hours" if options.limit_gpu_hours is not None else f"{spec.source}: budget.gpu_hours"
+        raise UserError(message(place, gpu, "none where resources.gpus_per_trial is 0, for no GPU is used"))
+    return Budget(wall and wall * HOUR_S, gpu and gpu * HOUR_S)
