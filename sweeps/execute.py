@@ -158,8 +158,9 @@ def _rounds(
         ready = launch.eligible(todo)
         if not ready:
             # Cells that only a limit keeps out could still change what becomes of those that wait.
-            if {cell.cell_key for cell in launch.remaining()} <= {cell.cell_key for cell in todo}:
-                launch.dismiss(todo, last=True)
+            left = launch.remaining()
+            if not launch.eligible(left):
+                launch.dismiss(left, last=True)
             return
         tuning.fit(
             launch,

@@ -179,19 +179,33 @@ def test_further_seeds_are_for_configurations_that_could_be_on_the_front() -> No
     assert [each for each, _ in told] == [near[2], *bad[1:]]
 
 
+def test_further_seeds_wait_until_every_first_one_has_its_end_or_its_turn() -> None:
+    first, second, rival = cell(1, memory=101), cell(1, memory=101, seed=2), cell(2, memory=102)
+    one = rule([first, second, rival])
+    assert one.record(rival, 1, 0.5).pause
+    finish(one, first, 0.5)
+    assert one.eligible([second, rival]) == [rival]
+    finish(one, rival, 0.5)
+    assert one.eligible([second]) == [second]
+
+
 def test_seeds_are_compared_in_pairs() -> None:
     """A second seed that is lucky for everybody makes no first seed look bad."""
     one_seed, two = cell(1, memory=101), [cell(2, memory=100, seed=seed) for seed in (1, 2)]
-    again = cell(1, memory=101, seed=2)
-    one = rule([one_seed, again, *two])
+    again, third, single = cell(1, memory=101, seed=2), cell(1, memory=101, seed=3), cell(3, memory=100)
+    one = rule([one_seed, again, third, *two, single])
     for each, value in ((one_seed, 0.30), (two[0], 0.30), (two[1], 0.90)):
         finish(one, each, value)
     assert one.eligible([again]) == [again]
+    finish(one, single, 0.31)
+    finish(one, again, 0.89)
+    assert one.eligible([third]) == [third], "a rival with one seed is met on that one alone"
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=40))
 def test_the_staircase_is_the_best_of_no_more_memory(points: list[tuple[int, int]]) -> None:
     rung = Rung()

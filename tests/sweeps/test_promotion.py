@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def test_a_paused_cell_has_no_end_and_is_not_heard_until_it_starts_again(tmp_pat
         (one.cell_key, 3),
     ]
     assert [event["outcome"] for event in events(tmp_path, "end")] == ["interrupted", "stopped", "interrupted"]
+
+
+def test_what_was_promoted_when_the_crash_came_goes_on_first(tmp_path: Path) -> None:
+    one, other, new = CELLS[0], CELLS[2], CELLS[4]
+    launch = opened(tmp_path, [one, other, new])
+    for each in (one, other):
+        start(launch, each)
+        assert epoch(launch, each, 1, 0.5)
+    start(launch, other, 1)
+    launch.ledger.close()
+    again = opened(tmp_path, [one, other, new])
+    assert again.eligible([one, other, new]) == [other, new], "the other waits until there is nothing new"
+    again.close()
 
 
 def test_a_value_that_is_no_number_ends_the_cell_as_diverged(tmp_path: Path) -> None:
@@ -208,8 +222,29 @@ def test_a_limit_on_trials_never_strands_the_sweep(tmp_path: Path, monkeypatch: 
         assert execute.run(space(SPEC), plan, options) == 0
         if events(tmp_path / "s", "close")[-1]["remaining"] == 0:
             break
-    ends = [event for event in events(tmp_path / "s", "end") if event["outcome"] != "interrupted"]
+    ends = _last_ends(tmp_path)
     assert sorted(event["cell_key"] for event in ends) == sorted(one.cell_key for one in CELLS)
+
+
+def test_what_waits_under_a_limit_waits_for_the_cells_that_the_limit_keeps_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Any
+) -> None:
+    """Three of equal memory run first, of which one passes the rung. The others may pass when more have arrived."""
+    _no_ray(monkeypatch, Workers(0))
+    alike = [replace(one, predicted_bytes=2**30) for one in CELLS if one.run.train.seed == 1]
+    plan = Plan(tuple(alike), 0, (), (), STATISTICS, "somewhere.parquet")
+    some = space(SPEC.model_copy(update={"keep": 0.3}))
+    options = Options(storage=tmp_path, no_tracking=True, quiet=True, limit_trials=3)
+    assert execute.run(some, plan, options) == 0
+    assert [(event["cell_key"], event["outcome"]) for event in _last_ends(tmp_path)] == [(alike[2].cell_key, "done")]
+    for _ in alike:
+        assert execute.run(some, plan, options) == 0
+    assert events(tmp_path / "s", "close")[-1]["remaining"] == 0
+    assert len(_last_ends(tmp_path)) == len(alike)
+
+
+def _last_ends(tmp_path: Path) -> list[Event]:
+    return [event for event in events(tmp_path / "s", "end") if event["outcome"] != "interrupted"]
 
 
 def _no_ray(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
