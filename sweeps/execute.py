@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 RETRIES = 2
 """How often a cell whose worker died is tried again."""
 ROUNDS = 3
-"""Experiments a launch starts, at most, for cells that Tune gave up without a word."""
+"""How often a launch hands a cell to Tune, at most, that Tune gives up without a word."""
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
 HURRY_S = 10.0
@@ -65,7 +66,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
     ended = {key: outcome for key in launch.cells if (outcome := launch.outcome(key)) is not None}
     cells = remaining.to_run(plan.cells, ended, taken, options.retry)
     limit = remaining.most_trials(spec, options)
-    todo = stopping.order(spec.scheduler, cells)[:limit]
+    todo = _first(launch, stopping.order(spec.scheduler, cells))[:limit]
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -165,19 +166,26 @@ def _rounds(
     trainer: Trainer | None,
     checkpoints: Path,
 ) -> None:
-    """Experiments until every cell has an end. One is enough, unless Tune gives a trial up without telling anybody."""
+    """Experiments until every cell has an end: one for each time that cells wait at a rung for all others, and again
+    for those that Tune gave up without telling anybody."""
     from sweeps import tuning
     from sweeps.trial import Settings
 
     resources = spec.resources
     settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
-    for _ in range(ROUNDS):
-        left = [cell for cell in todo if launch.outcome(cell.cell_key) is None]
-        if not left or launch.should_stop() or launch.stopping:
+    tries: Counter[str] = Counter()
+    while not (launch.should_stop() or launch.stopping):
+        launch.dismiss(todo)
+        ready = launch.eligible(todo)
+        if not ready:
+            # Cells that only a limit keeps out could still change what becomes of those that wait.
+            left = launch.remaining()
+            if not launch.eligible(left):
+                launch.dismiss(left, last=True)
             return
         tuning.fit(
             launch,
-            left,
+            ready,
             splits,
             settings,
             cpus=resources.cpus_per_trial,
@@ -185,9 +193,20 @@ def _rounds(
             max_concurrent=resources.max_concurrent,
             retries=RETRIES,
         )
-    for cell in todo:
-        if launch.outcome(cell.cell_key) is None and not launch.stopping:
-            launch.lost(cell.cell_key, f"Ray gave the trial up {ROUNDS} times; see ray.log", outcome=Outcome.ERROR)
+        for cell in ready:
+            key = cell.cell_key
+            if launch.outcome(key) is not None or key in launch.paused or launch.stopping:
+                continue
+            tries[key] += 1
+            if tries[key] == ROUNDS:
+                launch.lost(key, f"Ray gave the trial up {ROUNDS} times; see ray.log", outcome=Outcome.ERROR)
+
+
+def _first(launch: Launch, cells: Sequence[Cell]) -> list[Cell]:
+    """What may run first, so that a limit on the number of trials never selects only cells that wait."""
+    ready = launch.eligible(cells)
+    keys = {cell.cell_key for cell in ready}
+    return [*ready, *(cell for cell in cells if cell.cell_key not in keys)]
 
 
 def _gpu_shares(resources: Resources, cells: Sequence[Cell]) -> dict[str, float | None]:

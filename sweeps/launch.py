@@ -6,6 +6,7 @@ a `kind`: `start` (node, pid, from_epoch), `epoch` (epoch, metrics) and `end` (o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from sweeps.errors import LedgerError
 from sweeps.ledger import CellState, Event, Ledger
 from sweeps.outcomes import Outcome
 from sweeps.reuse import Finished
-from sweeps.stopping import GO_ON, Rule, Verdict
+from sweeps.verdicts import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
 GIB = 2**30
+BEST_METRIC = f"best/{SELECTION_METRIC.removeprefix('valid/')}"
 AGAIN = "hint: make room and run the same command again, it goes on from there."
 
 
@@ -65,6 +67,8 @@ class Launch:
         self.cells = {cell.cell_key: cell for cell in cells}
         self._rule = rule
         self._verdicts: dict[str, Verdict] = {}
+        self.paused: set[str] = set()
+        """Cells that this launch put off; they have no end, and what they still say is not heard."""
         self._on_end = on_end
         self.budget = budget or Budget()
         self._ended_here = 0
@@ -80,9 +84,24 @@ class Launch:
         self.ledger = Ledger(directory, on_event=self._relive)
 
     def _relive(self, event: Event) -> None:
+        """Tell the rule what it was told when the event happened. Ledgers hold no event that `State` refuses."""
         cell = self.cells.get(event.get("cell_key", ""))
-        if cell and event["type"] == "epoch":
-            self._judge(cell, event)
+        if cell is None:
+            return
+        match event["type"]:
+            case "start":
+                self._rule.started(cell)
+            case "epoch":
+                self._judge(cell, event)
+            case "end":
+                self._conclude(cell, event)
+            case "retry":
+                self._rule.reopened(cell)
+
+    def _conclude(self, cell: Cell, event: Event) -> None:
+        outcome = Outcome(event["outcome"])
+        if outcome.is_terminal:
+            self._rule.ended(cell, event["metrics"].get(BEST_METRIC) if outcome is Outcome.DONE else None)
 
     def _judge(self, cell: Cell, event: Event) -> Verdict:
         verdict = self._rule.record(cell, event["epoch"], event["metrics"].get(SELECTION_METRIC))
@@ -125,7 +144,9 @@ class Launch:
                 self._judge(cell, event)
         # The prediction is this plan's, for one front compares it with the others of this plan.
         metrics = {**finished.metrics, "memory/predicted_gib": cell.predicted_bytes / GIB}
-        self._write_end(cell, finished.outcome, finished.reason, len(finished.epochs), metrics, sync=False)
+        event = self._write_end(cell, finished.outcome, finished.reason, len(finished.epochs), metrics, sync=False)
+        if event:
+            self._conclude(cell, event)
 
     def retry(self, cells: Iterable[Cell]) -> None:
         """Open again what failed, so that it can be tried once more; nothing for cells that did not fail. Raises
@@ -133,6 +154,17 @@ class Launch:
         for cell in cells:
             if (outcome := self.outcome(cell.cell_key)) is not None and outcome.is_failure:
                 self.ledger.append("retry", cell_key=cell.cell_key, outcome=outcome.value)
+                self._rule.reopened(cell)
+
+    def eligible(self, todo: Iterable[Cell]) -> list[Cell]:
+        """Those of these cells without an end that may run now, best first. None of them may be running."""
+        return self._rule.eligible([cell for cell in todo if self.outcome(cell.cell_key) is None])
+
+    def dismiss(self, todo: Iterable[Cell], *, last: bool = False) -> None:
+        """End as stopped what waits and will never run. last: nothing is eligible any more. Raises LedgerError."""
+        waiting = [cell for cell in todo if self.outcome(cell.cell_key) is None]
+        for cell, reason in self._rule.dismissed(waiting, last=last):
+            self.end(cell.cell_key, Outcome.STOPPED, reason)
 
     # ------------------------------------------------------------------------------------------------- from trials
 
@@ -156,17 +188,27 @@ class Launch:
             case "start":
                 self._introduce(cell)
                 self.budget.start(key)
+                self.paused.discard(key)
                 started = {name: message[name] for name in ("node", "pid", "from_epoch")}
                 self.ledger.append("start", cell_key=key, attempt=self._state(key).attempt + 1, **started)
+                if self.outcome(key) is None:
+                    self._rule.started(cell)
                 return self.outcome(key) is not None
+            case _ if key in self.paused:
+                return True
             case "epoch":
                 epoch, metrics = message["epoch"], message["metrics"]
                 attempt = self._state(key).attempt
                 event = self.ledger.append("epoch", cell_key=key, attempt=attempt, epoch=epoch, metrics=metrics)
                 verdict = self._judge(cell, event) if event else GO_ON
-                if verdict.stop:
+                if math.isnan(metrics.get(SELECTION_METRIC, 0.0)):
+                    self.end(key, Outcome.DIVERGED, f"{SELECTION_METRIC} is not a number at epoch {epoch}")
+                elif verdict.stop:
                     self.end(key, Outcome.STOPPED, verdict.reason)
-                return self.outcome(key) is not None
+                elif verdict.pause:
+                    self.end(key, Outcome.INTERRUPTED, verdict.reason)
+                    self.paused.add(key)
+                return self.outcome(key) is not None or key in self.paused
             case "end":
                 outcome = Outcome(message["outcome"])
                 self.end(key, outcome, message["reason"], message["epochs"], message["metrics"])
@@ -197,6 +239,7 @@ class Launch:
         epochs = self._state(cell_key).epochs if epochs is None else epochs
         event = self._write_end(cell, outcome, reason, epochs, metrics or {}, sync=True)
         if event and outcome.is_terminal:
+            self._conclude(cell, event)
             self._ended_here += 1
             if self._on_end:
                 self._on_end(cell_key)

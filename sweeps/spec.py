@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from seqrec import yamlfile
-from seqrec.config import CUTOFFS, Data, Frozen, known_keys, parse_section, suggest
+from seqrec.config import CUTOFFS, SELECTION_METRIC, Data, Frozen, known_keys, parse_section, suggest
 from seqrec.errors import ConfigError, message
 from sweeps import blocks
 from sweeps.blocks import BLOCK_KEYS, Block, Layer, Value
@@ -41,13 +41,27 @@ OBJECTIVES: dict[str, Literal["max", "min"]] = {
 
 
 class SchedulerSpec(Frozen):
-    """Who may stop a trial early. fifo: nobody. asha: asynchronous successive halving on validation NDCG@10."""
+    """Who may stop a trial early, by validation NDCG@10.
 
-    name: Literal["fifo", "asha"] = "fifo"
+    fifo: nobody. asha: asynchronous successive halving. dominance: any better cell of no more memory. pareto_asha:
+    successive halving that keeps the front of memory and quality. A key that the named one does not use has no effect.
+    """
+
+    name: Literal["fifo", "asha", "dominance", "pareto_asha"] = "fifo"
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs that every trial gets."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
-    """One in this many trials passes a rung, and each rung is this many times longer."""
+    """asha: one in this many trials passes a rung, and each rung is this many times longer."""
+    rung_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    """pareto_asha, dominance: each rung is this many times longer."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """pareto_asha: share of a half-octave of memory that may pass a rung."""
+    margin: Annotated[float, Field(ge=0.0)] = 0.15
+    """pareto_asha, dominance: by how much a rival of no more memory may be better at the first rung."""
+    last_margin: Annotated[float, Field(ge=0.0)] = 0.03
+    """pareto_asha: the same at the end; never above `margin`."""
+    promote: bool = True
+    """pareto_asha: pause at rungs and go on from the checkpoint later; false: only stop."""
     shuffle_seed: Annotated[int, Field(ge=0)] | None = 0
     """Order in which cells start; null: as planned."""
 
@@ -123,6 +137,7 @@ def _read(
 ) -> SweepSpec:
     aliases = _aliases(tree.get("aliases"), source)
     base = blocks.read(tree, source)
+    objectives = _objectives(tree.get("objectives"), source)
     return SweepSpec(
         source=source,
         text=text,
@@ -133,8 +148,8 @@ def _read(
         blocks=_blocks(tree, base, changes, aliases, source),
         seeds=base.seeds or (1235,),
         aliases=aliases,
-        objectives=_objectives(tree.get("objectives"), source),
-        scheduler=_section(SchedulerSpec, tree, "scheduler", source),
+        objectives=objectives,
+        scheduler=_scheduler(tree, objectives, source),
         resources=_section(Resources, tree, "resources", source),
         budget=_section(Budget, tree, "budget", source),
         overrides=overrides,
@@ -226,6 +241,18 @@ def _objectives(value: object, source: str) -> tuple[tuple[str, Literal["max", "
         if direction != OBJECTIVES[metric]:
             raise SpecError(message(f"{place}.{metric}", direction, f"{OBJECTIVES[metric]}, the better end of it"))
     return tuple(value.items())
+
+
+def _scheduler(
+    tree: Mapping[str, Any], objectives: Sequence[tuple[str, Literal["max", "min"]]], source: str
+) -> SchedulerSpec:
+    """Without a name: pareto_asha where the front is one of memory and of the metric that it looks at, else fifo."""
+    value = tree.get("scheduler")
+    if value is None or (isinstance(value, dict) and "name" not in value):
+        other = [metric for metric, _ in objectives if metric != SELECTION_METRIC]
+        keeps_the_front = len(objectives) == 2 and len(other) == 1 and other[0].startswith("memory/")
+        value = {"name": "pareto_asha" if keeps_the_front else "fifo", **(value or {})}
+    return _section(SchedulerSpec, {"scheduler": value}, "scheduler", source)
 
 
 Kind = TypeVar("Kind", bound=Frozen)

@@ -5,6 +5,9 @@ from the ledger. Higher values are better.
 grace x eta, grace x eta^2, ... a cell goes on only if it is not below the best 1/eta of what its rivals had recorded
 there. Two departures: cells that differ only in their seed are no rivals, and a configuration with several seeds counts
 once, with their mean.
+
+`pareto_asha` is in `sweeps.pareto_asha`. `dominance` is the part of it that stops cells: at the same rungs, a cell
+stops when one of no more memory is better by more than the margin.
 """
 
 from __future__ import annotations
@@ -14,37 +17,15 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sweeps.cells import Cell
+from sweeps.pareto_asha import ParetoAsha, Settings
 from sweeps.spec import SchedulerSpec
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a rule says after an epoch."""
-
-    stop: bool = False
-    reason: str = ""
-
-
-GO_ON = Verdict()
-
-
-class Rule(Protocol):
-    """A stopping rule; its state depends on the epochs recorded and their order, on nothing else."""
-
-    def record(self, cell: Cell, epoch: int, value: float | None) -> Verdict:
-        """Take one epoch of a cell and judge the cell.
-
-        value: the selection metric; None if the epoch had no validation. An epoch seen before changes nothing, and is
-        never a reason to stop.
-        """
-        ...
+from sweeps.verdicts import GO_ON, Rule, Stopping, Verdict
 
 
 @dataclass
-class Fifo:
+class Fifo(Stopping):
     """Every cell runs to its own end."""
 
     def record(self, cell: Cell, epoch: int, value: float | None) -> Verdict:
@@ -52,7 +33,7 @@ class Fifo:
 
 
 @dataclass
-class Asha:
+class Asha(Stopping):
     """See the module. A cell that validates rarely fills the highest rung it has reached and skips those below."""
 
     grace_epochs: int
@@ -124,14 +105,20 @@ def rule(scheduler: SchedulerSpec, cells: Sequence[Cell]) -> Rule:
     """The rule of a search space, without any epoch yet; the caller feeds it the ledger's."""
     if scheduler.name == "fifo":
         return Fifo()
-    longest = max((cell.run.train.epochs for cell in cells), default=1)
-    return Asha(scheduler.grace_epochs, scheduler.reduction_factor, longest)
+    if scheduler.name == "asha":
+        longest = max((cell.run.train.epochs for cell in cells), default=1)
+        return Asha(scheduler.grace_epochs, scheduler.reduction_factor, longest)
+    grace, factor, margin = scheduler.grace_epochs, scheduler.rung_factor, scheduler.margin
+    if scheduler.name == "dominance":
+        return ParetoAsha(Settings(grace, factor, 1.0, margin, margin, promote=False, guard=False), cells)
+    last = min(margin, scheduler.last_margin)
+    return ParetoAsha(Settings(grace, factor, scheduler.keep, margin, last, promote=scheduler.promote), cells)
 
 
 def order(scheduler: SchedulerSpec, cells: Sequence[Cell]) -> list[Cell]:
-    """The order in which cells start: as declared under fifo, a seeded shuffle under asha, whose first arrivals set the
-    cuts and must not come from one corner of the grid."""
+    """The order in which cells start: as declared under fifo, else a seeded shuffle: first arrivals set the cuts and
+    must not come from one corner of the grid."""
     ordered = list(cells)
-    if scheduler.name == "asha" and scheduler.shuffle_seed is not None:
+    if scheduler.name != "fifo" and scheduler.shuffle_seed is not None:
         random.Random(scheduler.shuffle_seed).shuffle(ordered)
     return ordered

@@ -53,6 +53,8 @@ def test_what_is_not_ours_is_named() -> None:
     for folder in ("seqrec/data/bundled", "sweeps/assets"):
         assert any((ROOT / folder).iterdir())
         assert f"({folder}/)" in notice
+    assert not any("benchmarks" in name for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert "(benchmarks/data/ce_minus_cells.csv)" in notice
     assert "2890e6c3ff6a22c6699fc19cb863b66786c1cde4" in notice
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
 

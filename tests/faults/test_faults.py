@@ -152,3 +152,19 @@ def test_a_request_that_no_node_can_serve(sweep: Sweep) -> None:
     assert code == 2
     assert "error: resources: got 64 CPUs and 0 GPUs for a trial; expected at most what one node has" in text
     assert not sweep.events("plan")
+
+
+def test_cells_that_wait_at_a_rung_go_on_from_their_checkpoints_as_if_they_had_not(sweep: Sweep) -> None:
+    code, text = sweep.run("--scheduler=pareto_asha", "--epochs=6", "--cells=5")
+    assert code == 0, text
+    ends = sweep.ends()
+    starts = sweep.events("start")
+    assert len(ends) == 5
+    assert sum(event["outcome"] == "interrupted" for event in sweep.events("end")) >= 5, "all wait at the first rung"
+    assert {event["from_epoch"] for event in starts} >= {0, 1}
+    done = [size for size, event in ends.items() if event["outcome"] == "done"]
+    assert done, "the front is never stopped"
+    for size in done:
+        assert ends[size]["epochs"] == 6
+        assert untimed(ends[size]["metrics"]) == undisturbed(sweep, size, epochs=6)
+    assert set(Counter((event["cell_key"], event["epoch"]) for event in sweep.events("epoch")).values()) == {1}

@@ -273,7 +273,7 @@ def trial(one: Cell, checkpoints: Counter[str]) -> Any:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 30), max_size=4), st.sampled_from(["fifo", "asha"]), st.integers(0, 1000))
+@given(st.lists(st.integers(0, 30), max_size=4), st.sampled_from(["fifo", "asha", "dominance"]), st.integers(0, 1000))
 def test_any_series_of_crashes_leaves_every_cell_with_one_end(
     tmp_path_factory: pytest.TempPathFactory, crashes: list[int], scheduler: str, seed: int
 ) -> None:

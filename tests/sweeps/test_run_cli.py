@@ -151,7 +151,10 @@ def test_interruption_is_130(space: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--set", "train.epoch=3"], "--set train.epoch: unknown key. hint: did you mean train.epochs?"),
         (["--set", "loss.rounds=3"], "--set loss.rounds: unknown key of loss gbce. hint: rounds belongs to rece"),
         (["--set", "train.batch_size=[]"], "--set train.batch_size: got []; expected at least one value."),
-        (["--set", "scheduler.name=x"], "--set scheduler.name: got 'x'; expected 'fifo' or 'asha'."),
+        (
+            ["--set", "scheduler.name=x"],
+            "--set scheduler.name: got 'x'; expected 'fifo', 'asha', 'dominance' or 'pareto_asha'.",
+        ),
         (["--set", "shedule.name=x"], "--set shedule.name: unknown key."),
         (["--set", "train.epochs"], "--set: got 'train.epochs'; expected key=value."),
         (["--set", "train={}"], "--set train: got the whole section"),

@@ -32,7 +32,8 @@ def test_least_file_has_defaults(load: Any) -> None:
     assert read.text == BASE + "loss: {name: ce}\n"
     assert read.data == Data(path="amazon_beauty_5core")
     assert read.objectives == (("valid/ndcg_at_10", "max"), ("memory/peak_gib", "min"))
-    assert (read.scheduler, read.resources, read.budget) == (SchedulerSpec(), Resources(), Budget())
+    assert read.scheduler == SchedulerSpec(name="pareto_asha")
+    assert (read.resources, read.budget) == (Resources(), Budget())
     assert len(read.blocks) == 1
     assert read.blocks[0].fixed == {"model.name": "sasrec", "loss.name": "ce"}
     assert read.blocks[0].seeds == read.seeds == (1235,)

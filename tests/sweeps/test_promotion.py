@@ -1,0 +1,283 @@
+"""Cells that wait at a rung, as the launch and the driver see them: put off, promoted, dismissed, through crashes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from seqrec.config import Data, Run
+from seqrec.data.tables import Statistics
+from sweeps import cells, cluster, execute, stopping, tuning
+from sweeps.cells import Cell
+from sweeps.launch import Launch
+from sweeps.ledger import FILE_NAME, Event, read
+from sweeps.options import Options
+from sweeps.outcomes import Outcome
+from sweeps.space import Plan
+from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
+
+NDCG = "valid/ndcg_at_10"
+EPOCHS = 9
+STATISTICS = Statistics("beauty", "0" * 64, 10, 100, 20, 10, ((10, 10),))
+SPEC = SchedulerSpec(name="pareto_asha", shuffle_seed=None)
+
+
+def cell(batch_size: int, seed: int = 1) -> Cell:
+    tree: dict[str, Any] = {
+        "data": {"path": "amazon_beauty_5core"},
+        "model": {"name": "sasrec"},
+        "loss": {"name": "ce"},
+        "train": {"batch_size": batch_size, "epochs": EPOCHS, "seed": seed},
+    }
+    run = Run.model_validate(tree)
+    parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": batch_size, "train.seed": seed}
+    return Cell(*cells.keys(run, "0" * 64), run, parameters, 2**30 + batch_size)
+
+
+CELLS = [cell(size, seed) for size in range(1, 9) for seed in (1, 2)]
+
+
+def quality(one: Cell, epoch: int) -> float:
+    """Cells of more memory are better, but for three: two are hopeless, and one shows it only at the second rung."""
+    size = one.run.train.batch_size
+    if size in (4, 5):
+        return 0.1
+    if size == 6 and epoch >= 3:
+        return 0.2
+    return 0.5 + size / 1000 + epoch / 100 + one.run.train.seed / 1000
+
+
+def opened(directory: Path, some: list[Cell] = CELLS) -> Launch:
+    launch = Launch(directory, some, stopping.rule(SPEC, some))
+    launch.open("sweep", "id", cell_keys=[])
+    return launch
+
+
+def start(launch: Launch, one: Cell, from_epoch: int = 0) -> bool:
+    return launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": from_epoch})
+
+
+def epoch(launch: Launch, one: Cell, number: int, value: float) -> bool:
+    return launch.message(one.cell_key, {"kind": "epoch", "epoch": number, "metrics": {NDCG: value}})
+
+
+def events(directory: Path, kind: str) -> list[Event]:
+    return [event for event, _ in read(directory / FILE_NAME) if event["type"] == kind]
+
+
+def test_a_paused_cell_has_no_end_and_is_not_heard_until_it_starts_again(tmp_path: Path) -> None:
+    one, other = CELLS[0], CELLS[2]
+    launch = opened(tmp_path, [one, other])
+    start(launch, one)
+    assert epoch(launch, one, 1, 0.5)
+    assert epoch(launch, one, 2, 0.6), "training may be an epoch ahead of the driver's word"
+    assert launch.message(one.cell_key, {"kind": "end", "outcome": "done", "reason": "", "epochs": 9, "metrics": {}})
+    assert launch.outcome(one.cell_key) is None
+    assert launch.eligible([one, other]) == [other]
+    start(launch, other)
+    assert epoch(launch, other, 1, 0.1)
+    assert launch.outcome(other.cell_key) is Outcome.STOPPED
+    assert launch.eligible([one, other]) == [one]
+    assert not start(launch, one, 2)
+    assert not epoch(launch, one, 1, 0.5), "a replay"
+    assert not epoch(launch, one, 2, 0.6)
+    assert epoch(launch, one, 3, 0.7)
+    launch.close()
+    assert [(event["cell_key"], event["epoch"]) for event in events(tmp_path, "epoch")] == [
+        (one.cell_key, 1),
+        (other.cell_key, 1),
+        (one.cell_key, 2),
+        (one.cell_key, 3),
+    ]
+    assert [event["outcome"] for event in events(tmp_path, "end")] == ["interrupted", "stopped", "interrupted"]
+
+
+def test_what_was_promoted_when_the_crash_came_goes_on_first(tmp_path: Path) -> None:
+    one, other, new = CELLS[0], CELLS[2], CELLS[4]
+    launch = opened(tmp_path, [one, other, new])
+    for each in (one, other):
+        start(launch, each)
+        assert epoch(launch, each, 1, 0.5)
+    start(launch, other, 1)
+    launch.ledger.close()
+    again = opened(tmp_path, [one, other, new])
+    assert again.eligible([one, other, new]) == [other, new], "the other waits until there is nothing new"
+    again.close()
+
+
+def test_a_value_that_is_no_number_ends_the_cell_as_diverged(tmp_path: Path) -> None:
+    launch = opened(tmp_path)
+    start(launch, CELLS[0])
+    assert epoch(launch, CELLS[0], 1, float("nan"))
+    launch.close()
+    [end] = events(tmp_path, "end")
+    assert (end["outcome"], end["reason"]) == ("diverged", f"{NDCG} is not a number at epoch 1")
+
+
+class Workers:
+    """In the place of Ray: two workers with the trainer's checkpoints, one written before each epoch is reported; after
+    `steps` messages the driver is gone, as after kill -9."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.checkpoints: Counter[str] = Counter()
+        self.trained: Counter[str] = Counter()
+        self.rounds: list[list[Cell]] = []
+        self.steps = 10**6
+
+    def fit(self, launch: Launch, some: list[Cell], *_: Any, **options: Any) -> None:
+        self.rounds.append(list(some))
+        waiting, running = list(some), []
+        while waiting or running:
+            while waiting and len(running) < 2:
+                one = waiting.pop(0)
+                running.append((one, self._trial(one)))
+            if self.steps == 0:
+                raise KeyboardInterrupt
+            self.steps -= 1
+            place = self.draw.randrange(len(running))
+            one, messages = running[place]
+            if launch.message(one.cell_key, next(messages)):
+                running.pop(place)
+
+    def _trial(self, one: Cell) -> Iterator[dict[str, Any]]:
+        done = self.checkpoints[one.cell_key]
+        yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done}
+        for number in range(1, EPOCHS + 1):
+            if number > done:
+                self.trained[one.cell_key] += 1
+                self.checkpoints[one.cell_key] = number
+            yield {"kind": "epoch", "epoch": number, "metrics": {NDCG: quality(one, number)}}
+        yield {"kind": "end", "outcome": "done", "reason": "", "epochs": EPOCHS, "metrics": {}}
+
+
+def sweep(directory: Path, workers: Workers) -> dict[str, Outcome | None]:
+    """One launch as `execute` drives it; how every cell ended."""
+    launch = opened(directory)
+    while ready := launch.eligible(CELLS):
+        workers.fit(launch, ready)
+        launch.dismiss(CELLS)
+    launch.dismiss(CELLS, last=True)
+    launch.close()
+    return {one.cell_key: launch.outcome(one.cell_key) for one in CELLS}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=3), st.integers(0, 1000))
+def test_whatever_crashes_every_cell_ends_as_without_them(
+    tmp_path_factory: pytest.TempPathFactory, crashes: list[int], seed: int
+) -> None:
+    directory, workers = tmp_path_factory.mktemp("sweep"), Workers(seed)
+    for steps in crashes:
+        workers.steps = steps
+        launch = Launch(directory, CELLS, stopping.rule(SPEC, CELLS))
+        launch.open("sweep", "id", cell_keys=[])
+        try:
+            while ready := launch.eligible(CELLS):
+                workers.fit(launch, ready)
+                launch.dismiss(CELLS)
+        except KeyboardInterrupt:
+            pass
+        launch.ledger.close()
+    workers.steps = 10**6
+    ended = sweep(directory, workers)
+    calm = sweep(tmp_path_factory.mktemp("calm"), Workers(seed))
+    assert ended == calm
+    assert sorted(calm.values(), key=str) == ["done"] * 10 + ["stopped"] * 6
+    assert max(workers.trained.values()) == EPOCHS, "no epoch is trained twice"
+    told = Counter((event["cell_key"], event["epoch"]) for event in events(directory, "epoch"))
+    assert set(told.values()) == {1}
+
+
+def test_the_driver_hands_over_rung_by_rung_and_replicates_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Any
+) -> None:
+    workers = Workers(0)
+    _no_ray(monkeypatch, workers)
+    plan = Plan(tuple(CELLS), 0, (), (), STATISTICS, "somewhere.parquet")
+    assert execute.run(space(SPEC), plan, Options(storage=tmp_path, no_tracking=True, quiet=True)) == 0
+    first = [one for one in CELLS if one.run.train.seed == 1]
+    assert workers.rounds[0] == first
+    assert {one.run.train.batch_size for one in workers.rounds[1]} == {1, 2, 3, 6, 7, 8}
+    assert {one.run.train.batch_size for one in workers.rounds[2]} == {1, 2, 3, 7, 8}
+    assert all(one.run.train.seed == 1 for some in workers.rounds[:3] for one in some)
+    assert all(one.run.train.seed == 2 for some in workers.rounds[3:] for one in some)
+    assert len(events(tmp_path / "s", "end")) > len(CELLS)
+    assert events(tmp_path / "s", "close")[0]["remaining"] == 0
+
+
+def test_a_limit_on_trials_never_strands_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Any) -> None:
+    workers = Workers(0)
+    _no_ray(monkeypatch, workers)
+    plan = Plan(tuple(CELLS), 0, (), (), STATISTICS, "somewhere.parquet")
+    options = Options(storage=tmp_path, no_tracking=True, quiet=True, limit_trials=3)
+    for _ in range(len(CELLS)):
+        assert execute.run(space(SPEC), plan, options) == 0
+        if events(tmp_path / "s", "close")[-1]["remaining"] == 0:
+            break
+    ends = _last_ends(tmp_path)
+    assert sorted(event["cell_key"] for event in ends) == sorted(one.cell_key for one in CELLS)
+
+
+def test_what_waits_under_a_limit_waits_for_the_cells_that_the_limit_keeps_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Any
+) -> None:
+    """Three of equal memory run first, of which one passes the rung. The others may pass when more have arrived."""
+    _no_ray(monkeypatch, Workers(0))
+    alike = [replace(one, predicted_bytes=2**30) for one in CELLS if one.run.train.seed == 1]
+    plan = Plan(tuple(alike), 0, (), (), STATISTICS, "somewhere.parquet")
+    some = space(SPEC.model_copy(update={"keep": 0.3}))
+    options = Options(storage=tmp_path, no_tracking=True, quiet=True, limit_trials=3)
+    assert execute.run(some, plan, options) == 0
+    assert [(event["cell_key"], event["outcome"]) for event in _last_ends(tmp_path)] == [(alike[2].cell_key, "done")]
+    for _ in alike:
+        assert execute.run(some, plan, options) == 0
+    assert events(tmp_path / "s", "close")[-1]["remaining"] == 0
+    assert len(_last_ends(tmp_path)) == len(alike)
+
+
+def _last_ends(tmp_path: Path) -> list[Event]:
+    return [event for event in events(tmp_path / "s", "end") if event["outcome"] != "interrupted"]
+
+
+def _no_ray(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
+    class Session:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(cluster, "session", lambda address, **options: Session())
+    monkeypatch.setattr(cluster, "check", lambda cpus, gpus: None)
+    monkeypatch.setattr(tuning, "fit", workers.fit)
+    monkeypatch.setattr("seqrec.data.load", lambda run_data: None)
+    monkeypatch.setattr(execute, "_size", lambda split: 0)
+
+
+@pytest.fixture
+def space() -> Any:
+    def made(scheduler: SchedulerSpec) -> SweepSpec:
+        return SweepSpec(
+            source="s.yaml",
+            text="name: s",
+            name="s",
+            description="",
+            data=Data(path="amazon_beauty_5core"),
+            fixed={},
+            blocks=(),
+            seeds=(1,),
+            aliases={},
+            objectives=((NDCG, "max"), ("memory/predicted_gib", "min")),
+            scheduler=scheduler,
+            resources=Resources(),
+            budget=Budget(),
+            overrides=(),
+        )
+
+    return made
