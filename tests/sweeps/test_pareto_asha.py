@@ -69,6 +69,19 @@ def test_the_margin_is_what_a_rival_may_be_better_by() -> None:
     )
 
 
+def test_a_failure_that_is_tried_again_counts_again() -> None:
+    first, second = cell(1, memory=100), cell(2, memory=101)
+    assert stratum(first) == stratum(second)
+    one = rule([first, second], promote=False)
+    one.ended(first, None)
+    one.record(first, 1, 0.9)
+    assert not one.record(second, 1, 0.1).stop, "what is over is nobody's rival"
+    one.reopened(first)
+    assert first in one.eligible([first])
+    one.record(first, 3, 0.9)
+    assert one.record(second, 3, 0.1).stop
+
+
 def test_the_best_of_a_half_octave_waits_though_it_is_dominated() -> None:
     """Large batches learn slowly: early on, everything that needs much memory is worse than what needs little."""
     small, large, larger = cell(1, memory=100), cell(2, memory=900), cell(3, memory=901)

@@ -281,3 +281,18 @@ def space() -> Any:
         )
 
     return made
+
+
+def test_a_failure_tried_again_is_open_for_the_rule_too_and_in_the_next_launch(tmp_path: Path) -> None:
+    launch = opened(tmp_path)
+    launch.message(CELLS[0].cell_key, {"kind": "start", "node": "here", "pid": 1, "from_epoch": 0})
+    launch.lost(CELLS[0].cell_key, "boom", outcome=Outcome.ERROR)
+    assert CELLS[0] not in launch.eligible(CELLS)
+    launch.retry(CELLS)
+    assert CELLS[0] in launch.eligible(CELLS)
+    assert CELLS[0].cell_key not in launch._rule.over  # type: ignore[attr-defined]
+    launch.close()
+    again = Launch(tmp_path, CELLS, stopping.rule(SPEC, CELLS))
+    assert CELLS[0] in again.eligible(CELLS)
+    assert CELLS[0].cell_key not in again._rule.over  # type: ignore[attr-defined]
+    again.close()
