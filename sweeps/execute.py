@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seqrec import data
 from seqrec.data.tables import Split
-from sweeps import environment, placement, remaining, reuse, stopping
+from sweeps import facts, placement, remaining, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.launch import Launch
@@ -72,7 +72,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
 
     def begin() -> None:
         """The launch's first events, once nothing can refuse it any more."""
-        launch.open(spec.name, uuid.uuid4().hex, **_plan_event(spec, plan))
+        launch.open(spec.name, uuid.uuid4().hex, **facts.plan_event(spec, plan))
         for key, cell in taken.items():
             launch.adopt(key, cell)
         launch.retry(todo)
@@ -141,7 +141,7 @@ def _work(
     with cluster.session(
         options.address,
         num_cpus=options.num_cpus,
-        data_bytes=sum(map(_size, splits.values())),
+        data_bytes=sum(map(facts.data_bytes, splits.values())),
         log_file=directory / "ray.log",
     ):
         shares = _gpu_shares(spec.resources, todo)
@@ -218,34 +218,6 @@ def _gpu_shares(resources: Resources, cells: Sequence[Cell]) -> dict[str, float 
     cluster.check(resources.cpus_per_trial, 1.0)
     smallest = cluster.gpu_bytes()
     return {cell.cell_key: placement.share(cell.predicted_bytes, smallest) for cell in cells}
-
-
-def _plan_event(spec: SweepSpec, plan: Plan) -> dict[str, Any]:
-    statistics = plan.statistics
-    return {
-        "spec": spec.text,
-        "overrides": list(spec.overrides),
-        "description": spec.description,
-        "cell_keys": [cell.cell_key for cell in plan.cells],
-        "duplicates": plan.duplicates,
-        "dropped": len(plan.dropped),
-        "scheduler": spec.scheduler.model_dump(mode="json"),
-        "objectives": dict(spec.objectives),
-        "data": {
-            "path": plan.data_path,
-            "name": statistics.name,
-            "digest": statistics.digest,
-            **statistics.scope(),
-        },
-        "environment": environment.describe(),
-    }
-
-
-def _size(split: Split) -> int:
-    """Bytes of the arrays of a data set."""
-    sequences = (split.train, split.valid.history, split.test.history)
-    flat = sum(each.items.nbytes + each.offsets.nbytes + each.users.nbytes for each in sequences)
-    return flat + split.item_ids.nbytes + split.valid.targets.nbytes + split.test.targets.nbytes
 
 
 @contextmanager

@@ -8,44 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
+from sweeps import snapshot
 from sweeps.budget import Budget
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.ledger import CellState, Event, Ledger
 from sweeps.outcomes import Outcome
 from sweeps.reuse import Finished
+from sweeps.snapshot import Snapshot
 from sweeps.verdicts import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
 GIB = 2**30
 BEST_METRIC = f"best/{SELECTION_METRIC.removeprefix('valid/')}"
 AGAIN = "hint: make room and run the same command again, it goes on from there."
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Where the sweep is, for people."""
-
-    total: int
-    counts: dict[Outcome, int]
-    """Cells that ended, by outcome."""
-    running: tuple[tuple[str, int, int], ...]
-    """(label, epochs done, epochs at most)."""
-    best: tuple[str, float] | None
-    """(label, selection metric)."""
-    elapsed_s: float
-    eta_s: float | None
-    """Of what this launch may still run; None before the first cell ended."""
-
-    @property
-    def ended(self) -> int:
-        return sum(self.counts.values())
 
 
 class Launch:
@@ -324,20 +305,7 @@ class Launch:
 
     def snapshot(self) -> Snapshot:
         """Where the sweep is; may be called from another thread."""
-        counts: dict[Outcome, int] = {}
-        running: list[tuple[str, int, int]] = []
-        best: tuple[str, float] | None = None
-        for key, state in list(self.ledger.state.cells.items()):
-            cell = self.cells.get(key)
-            if cell is None:
-                continue
-            if state.outcome:
-                counts[state.outcome] = counts.get(state.outcome, 0) + 1
-            elif state.running:
-                running.append((state.label, state.epochs, cell.run.train.epochs))
-            if state.best is not None and (best is None or state.best > best[1]):
-                best = (state.label, state.best)
         elapsed_s = self.budget.elapsed_s
         left = max(0, self.allowed - self._ended_here)
         eta_s = elapsed_s / self._ended_here * left if self._ended_here and self.allowed else None
-        return Snapshot(len(self.cells), counts, tuple(running), best, elapsed_s, eta_s)
+        return snapshot.of(self.cells, self.ledger.state, elapsed_s, eta_s)

@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.launch import Snapshot
 from sweeps.outcomes import Outcome
+from sweeps.snapshot import Snapshot
 
 REDRAW_S = 0.5
 LINE_S = 30.0

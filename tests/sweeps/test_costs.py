@@ -213,7 +213,8 @@ def test_a_large_plan_shares_what_its_cells_share(monkeypatch: pytest.MonkeyPatc
 
 def test_the_command_line_tells_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "small.yaml"
-    path.write_text("data: {path: amazon_beauty_5core}\nloss: {name: ce}\ngrid: {train.batch_size: [64, 4096]}\n")
+    base = "data: {path: amazon_beauty_5core}\nloss: {name: ce}\ntrain: {engine: eager}\n"
+    path.write_text(f"{base}grid: {{train.batch_size: [64, 4096]}}\n")
     flags = [str(path), "--plan", "--card", "2GiB", "--gpus", "4", "--storage", str(tmp_path)]
     assert run.main([*flags, "--json"]) == run.OK
     told = json.loads(capsys.readouterr().out)

@@ -82,7 +82,7 @@ class FakeRay:
         monkeypatch.setattr(cluster, "gpu_bytes", lambda: 8 * 2**30)
         monkeypatch.setattr(tuning, "fit", self.fit)
         monkeypatch.setattr("seqrec.data.load", lambda run_data: None)
-        monkeypatch.setattr(execute, "_size", lambda split: 0)
+        monkeypatch.setattr("sweeps.facts.data_bytes", lambda split: 0)
 
     def session(self, address: str | None, **options: Any) -> FakeRay:
         self.sessions.append(address)

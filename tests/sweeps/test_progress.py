@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from sweeps import progress
-from sweeps.launch import Snapshot
 from sweeps.outcomes import Outcome
 from sweeps.progress import View
+from sweeps.snapshot import Snapshot
 
 HALF_WAY = Snapshot(
     total=12,

@@ -257,7 +257,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
     monkeypatch.setattr(cluster, "check", lambda cpus, gpus: None)
     monkeypatch.setattr(tuning, "fit", workers.fit)
     monkeypatch.setattr("seqrec.data.load", lambda run_data: None)
-    monkeypatch.setattr(execute, "_size", lambda split: 0)
+    monkeypatch.setattr("sweeps.facts.data_bytes", lambda split: 0)
 
 
 @pytest.fixture
