@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -25,18 +25,18 @@ LEAST_SHARE = 0.005
 """Kernels below it are one row, `others`."""
 
 
-def by_kernel(step: Step, calls: int = CALLS) -> Counter[str]:
-    """Device milliseconds a call of each kernel's short name; what it has no name for is under the whole name."""
+def by_kernel(step: Step, calls: int = CALLS) -> dict[str, float]:
+    """Device milliseconds a call by kernel's short name, the longest first; what has none is under its whole name."""
     step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(calls):
             step()
         torch.cuda.synchronize()
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for event in profile.key_averages():
-        found[short(event.key)] += event.device_time_total / 1e3 / calls  # type: ignore[assignment]
-    return found
+        found[short(event.key)] += event.device_time_total / 1e3 / calls
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
 
 
 def short(name: str) -> str:
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             found = by_kernel(job.make(problem))
             total = sum(found.values())
-            shown = {kernel: ms for kernel, ms in found.most_common() if ms >= LEAST_SHARE * total}
+            shown = {kernel: ms for kernel, ms in found.items() if ms >= LEAST_SHARE * total}
             shown["others"] = total - sum(shown.values())
             label = job.label
             for kernel, ms in shown.items():

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import rows
 from benchmarks.oracle_cells import Cell, cells, split
+from benchmarks.part_of_epoch import run_part
 from seqrec import memory, meters, models, seeding, train
 from seqrec.data.batches import Plan
 from seqrec.data.tables import Split
@@ -49,7 +50,7 @@ def measure(cell: Cell, of: Split, device: torch.device) -> dict[str, int]:
     engine = train.build_engine(run, of, model, device)
     peaks, evaluations = [], []
     for number in (1, 2):
-        _, reading = meters.measure(lambda number=number: worst(engine, number), device)  # type: ignore[misc]
+        _, reading = meters.measure(lambda number=number: worst(engine, number), device)
         assert reading.peak_bytes is not None
         peaks.append(engine.peak_bytes(reading.peak_bytes))
         if number == 1:
@@ -65,16 +66,7 @@ def measure(cell: Cell, of: Split, device: torch.device) -> dict[str, int]:
 
 def worst(engine: Engine, epoch: int) -> None:
     """An epoch of its first batch and the one with the most positions."""
-    whole = engine.batches.plan
-
-    def part(number: int) -> Plan:
-        return cut(whole(number), engine.batches.batch_size)
-
-    engine.batches.plan = part  # type: ignore[method-assign]
-    try:
-        engine.run_epoch(epoch)
-    finally:
-        engine.batches.plan = whole  # type: ignore[method-assign]
+    run_part(engine, epoch, lambda plan: cut(plan, engine.batches.batch_size))
 
 
 def cut(plan: Plan, batch_size: int) -> Plan:
@@ -98,7 +90,7 @@ def row_of(cell: Cell, device: torch.device) -> dict[str, object]:
     try:
         with seeding.isolated(device):
             measured |= measure(cell, of, device)
-        error = round(int(row["predicted_bytes"]) / int(measured["peak_bytes"]) - 1, 5)  # type: ignore[call-overload]
+        error = round(int(row["predicted_bytes"]) / int(measured["peak_bytes"]) - 1, 5)
     except RuntimeError as problem:
         if not any(sign in str(problem) for sign in OUT_OF_MEMORY):
             raise

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rows
+from benchmarks.part_of_epoch import run_part
 from benchmarks.steps import synthetic
 from seqrec import config, meters
 from seqrec.captured import CapturedEngine
@@ -170,15 +171,7 @@ def steps_of(split: Split, run: config.Run, loss: Loss | None, n_steps: int) -> 
 
 def epoch(engine: Engine, number: int, n_steps: int) -> None:
     """The first steps of an epoch."""
-    whole = engine.batches.plan
-
-    def part(epoch: int) -> Plan:
-        plan = whole(epoch)
-        return Plan(plan.users, plan.sizes[:n_steps])
-
-    engine.batches.plan = part  # type: ignore[method-assign]
-    engine.run_epoch(number)
-    engine.batches.plan = whole  # type: ignore[method-assign]
+    run_part(engine, number, lambda plan: Plan(plan.users, plan.sizes[:n_steps]))
     torch.cuda.synchronize()
 
 

@@ -58,7 +58,7 @@ def _rece(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
-        return tuple(one.zero_() for one in _shapes(hidden, items, gradients))  # type: ignore[return-value]
+        return _zeros(hidden, items, gradients)
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
     tables = rece_tables.make(low, projections, len(hidden), n_chunks, count, orders=not dense)
@@ -98,7 +98,7 @@ def _rece_from_tables(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not len(hidden):
-        return tuple(one.zero_() for one in _shapes(hidden, items, gradients))  # type: ignore[return-value]
+        return _zeros(hidden, items, gradients)
     hidden, items = hidden.contiguous(), items.contiguous()
     low = rece_tables.lower(hidden, items, dtype)
     tables = Tables(order, chunk, len(order), n_chunks)
@@ -131,6 +131,11 @@ def _shapes(hidden: Tensor, items: Tensor, gradients: bool) -> tuple[Tensor, Ten
         hidden.new_empty((N if gradients else 0, D), **new),
         hidden.new_empty((V if gradients else 0, D), **new),
     )
+
+
+def _zeros(hidden: Tensor, items: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+    value, to_hidden, to_items = _shapes(hidden, items, gradients)
+    return value.zero_(), to_hidden.zero_(), to_items.zero_()
 
 
 def hash_chunks(

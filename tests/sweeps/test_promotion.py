@@ -284,15 +284,16 @@ def space() -> Any:
 
 
 def test_a_failure_tried_again_is_open_for_the_rule_too_and_in_the_next_launch(tmp_path: Path) -> None:
-    launch = opened(tmp_path)
+    rule, again = (stopping.rule(SPEC, CELLS) for _ in range(2))
+    launch = Launch(tmp_path, CELLS, rule)
+    launch.open("sweep", "id", cell_keys=[])
     launch.message(CELLS[0].cell_key, {"kind": "start", "node": "here", "pid": 1, "from_epoch": 0})
     launch.lost(CELLS[0].cell_key, "boom", outcome=Outcome.ERROR)
     assert CELLS[0] not in launch.eligible(CELLS)
+    assert CELLS[0].cell_key in rule.over
     launch.retry(CELLS)
     assert CELLS[0] in launch.eligible(CELLS)
-    assert CELLS[0].cell_key not in launch._rule.over  # type: ignore[attr-defined]
+    assert CELLS[0].cell_key not in rule.over
     launch.close()
-    again = Launch(tmp_path, CELLS, stopping.rule(SPEC, CELLS))
-    assert CELLS[0] in again.eligible(CELLS)
-    assert CELLS[0].cell_key not in again._rule.over  # type: ignore[attr-defined]
-    again.close()
+    Launch(tmp_path, CELLS, again).close()
+    assert CELLS[0].cell_key not in again.over

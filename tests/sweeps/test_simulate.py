@@ -39,7 +39,7 @@ def recorded(
 
 
 def run(source: list[Recorded], name: str, workers: int = 2, noise: float = 0.0, **keys: Any) -> tuple[Any, ...]:
-    rule = stopping.rule(SchedulerSpec(name=name, **keys), [each.cell for each in source])  # type: ignore[arg-type]
+    rule = stopping.rule(SchedulerSpec(name=name, **keys), [each.cell for each in source])
     return replay.run(source, rule, workers=workers, noise=noise, seed=0)
 
 

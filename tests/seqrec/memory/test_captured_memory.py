@@ -92,7 +92,7 @@ class OnCpu(CapturedEngine):
         self._index, self._seed = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         self._losses = torch.zeros(len(self.batches))
         self._generators = seeding.EpochGenerators(torch.Generator(), torch.Generator())
-        self.encoder = FusedSasrec(self.model, low, self._seed)  # type: ignore[arg-type]
+        self.encoder = FusedSasrec(self.model, low, self._seed)
         self.optimizers = optimizers.build(self.model, run.train)
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
