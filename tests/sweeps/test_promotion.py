@@ -20,6 +20,7 @@ from sweeps.launch import Launch
 from sweeps.ledger import FILE_NAME, Event, read
 from sweeps.options import Options
 from sweeps.outcomes import Outcome
+from sweeps.reuse import Finished
 from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
 
@@ -297,3 +298,14 @@ def test_a_failure_tried_again_is_open_for_the_rule_too_and_in_the_next_launch(t
     launch.close()
     Launch(tmp_path, CELLS, again).close()
     assert CELLS[0].cell_key not in again.over
+
+
+def test_a_cell_taken_over_is_a_rival_now_and_in_the_next_launch(tmp_path: Path) -> None:
+    rule, again = (stopping.rule(SPEC, CELLS) for _ in range(2))
+    launch = Launch(tmp_path, CELLS, rule)
+    launch.open("sweep", "id", cell_keys=[])
+    epochs = tuple({NDCG: 0.9} for _ in range(EPOCHS))
+    launch.adopt(CELLS[0].cell_key, Finished(Outcome.DONE, "", epochs, {"best/ndcg_at_10": 0.9}, {"name": "other"}))
+    launch.close()
+    Launch(tmp_path, CELLS, again).close()
+    assert rule.over == again.over == {CELLS[0].cell_key: 0.9}
