@@ -1,7 +1,8 @@
 """One launch of a sweep as bookkeeping: what trials report goes in, events go to the ledger, decisions come out.
 
 No Ray, no torch: execution feeds it from Ray's callbacks, tests feed it by hand. Messages of a trial are mappings with
-a `kind`: `start` (node, pid, from_epoch), `epoch` (epoch, metrics) and `end` (outcome, reason, epochs, metrics).
+a `kind`: `start` (node, pid, from_epoch, gpu_share), `epoch` (epoch, metrics) and `end` (outcome, reason, epochs,
+metrics).
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Launch:
                 self._introduce(cell)
                 self.budget.start(key)
                 self.paused.discard(key)
-                started = {name: message[name] for name in ("node", "pid", "from_epoch")}
+                started = {name: message[name] for name in ("node", "pid", "from_epoch", "gpu_share")}
                 self.ledger.append("start", cell_key=key, attempt=self._state(key).attempt + 1, **started)
                 if self.outcome(key) is None:
                     self._rule.started(cell)

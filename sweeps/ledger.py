@@ -81,6 +81,8 @@ class CellState:
     label: str
     attempt: int = 0
     """Attempts started so far."""
+    gpu_share: float = 0.0
+    """Part of a GPU that the last attempt was given; 0 on CPU, and in ledgers that did not say."""
     running: bool = False
     """The last attempt has no end."""
     epochs: int = 0
@@ -165,6 +167,7 @@ class State:
             case "start":
                 cell = self.cells[event["cell_key"]]
                 cell.attempt, cell.running = event["attempt"], True
+                cell.gpu_share = event.get("gpu_share", 0.0)
             case "epoch":
                 self._apply_epoch(self.cells[event["cell_key"]], event)
             case "reuse":

@@ -65,7 +65,7 @@ def run(
     _limit(settings.threads, gpu_share)
     workdir = settings.checkpoints / key
     started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / CHECKPOINT_NAME)}
-    _send("start", **started)
+    _send("start", **started, gpu_share=gpu_share)
     device = "cuda" if gpu_share else "cpu"
     last = _train(Run.model_validate_json(runs[key]), splits, workdir, device, settings.trainer or _seqrec)
     _send("end", **last)

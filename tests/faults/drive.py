@@ -1,7 +1,8 @@
 """A small sweep with faults to order, as a command of its own: drills kill it, interrupt it and run it again.
 
 Cells differ in their batch size only; `--fault 24=killed_once` makes the cell with batch size 24 misbehave. Everything
-that training does is written to <directory>/trace, one line each: time, pid, batch size, what.
+that training does is written to <directory>/trace, one line each: time, pid, batch size, what. While <directory>/hold
+exists, no cell gets past its next epoch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
+HOLD = "hold"
 FAULTS = ("killed_once", "killed", "oom", "error", "nan", "full_disk")
 
 
@@ -73,6 +75,8 @@ class Trainer:
             self.note(size, f"epoch {report.epoch}")
             on_epoch(report)
             time.sleep(self.epoch_s)
+            while (self.directory / HOLD).exists():
+                time.sleep(0.02)
             if report.epoch == 2:
                 self.strike(fault, size)
 

@@ -82,13 +82,13 @@ def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep) -> None:
     assert (code, sweep.events("close")[-1]["reason"]) == (1, "interrupted"), text
     assert "No space left on device" in text
 
-    sweep.start(*slow)
-    sweep.wait_for("start", len(sweep.events("start")) + 2)
-    refused = Sweep(sweep.directory)
-    code, text = refused.run(*slow)
-    assert sweep.process
-    assert code == 2
-    assert f"error: {sweep.ledger.parent}: is in use by another driver (pid {sweep.process.pid} on " in text
+    with sweep.held():
+        sweep.start(*slow)
+        sweep.wait_for("start", len(sweep.events("start")) + 2)
+        code, text = Sweep(sweep.directory).run(*slow)
+        assert sweep.process
+        assert code == 2
+        assert f"error: {sweep.ledger.parent}: is in use by another driver (pid {sweep.process.pid} on " in text
     sweep.wait_for("epoch", len(sweep.events("epoch")) + 3)
     sweep.process.send_signal(signal.SIGKILL)
     sweep.finish()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ class Sweep:
             assert self.process.poll() is None, self.finish()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Cells stay where they are for as long as the block runs, however slow the machine."""
+        hold = self.directory / drive.HOLD
+        hold.touch()
+        yield
+        hold.unlink()
 
     def kill(self) -> None:
         if self.process and self.process.poll() is None:

@@ -74,7 +74,9 @@ NDCG = "valid/ndcg_at_10"
 
 
 def start(launch: Launch, number: int) -> bool:
-    return launch.message(CELLS[number].cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0})
+    return launch.message(
+        CELLS[number].cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0, "gpu_share": 0.0}
+    )
 
 
 def epoch(launch: Launch, number: int, epoch: int) -> bool:

@@ -102,7 +102,7 @@ class FakeRay:
             outcome = self.outcomes.get(one.run.train.batch_size)
             if launch.should_stop() or outcome is None:
                 continue
-            launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0})
+            launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0, "gpu_share": 0.0})
             (settings.checkpoints / one.cell_key).mkdir(parents=True)
             for epoch in (1, 2, 3):
                 metrics = {"valid/ndcg_at_10": epoch / 10, "time/epoch_s": 1.0, "time/elapsed_s": 1.0 * epoch}

@@ -50,7 +50,9 @@ def opened(directory: Path, some: list[Cell] = CELLS, scheduler: str = "asha", *
 
 
 def start(launch: Launch, one: Cell, from_epoch: int = 0) -> bool:
-    return launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": from_epoch})
+    return launch.message(
+        one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": from_epoch, "gpu_share": 0.0}
+    )
 
 
 def epoch(launch: Launch, one: Cell, number: int, value: float = 0.5) -> bool:
@@ -265,7 +267,7 @@ def simulate(directory: Path, crashes: list[int], scheduler: str, order: random.
 
 def trial(one: Cell, checkpoints: Counter[str]) -> Any:
     done = checkpoints[one.cell_key]
-    yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done}
+    yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done, "gpu_share": 0.0}
     for number in range(1, EPOCHS + 1):
         checkpoints[one.cell_key] = max(number, checkpoints[one.cell_key])
         yield {"kind": "epoch", "epoch": number, "metrics": {NDCG: quality(one, number)}}

@@ -62,7 +62,9 @@ def opened(directory: Path, some: list[Cell] = CELLS) -> Launch:
 
 
 def start(launch: Launch, one: Cell, from_epoch: int = 0) -> bool:
-    return launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": from_epoch})
+    return launch.message(
+        one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": from_epoch, "gpu_share": 0.0}
+    )
 
 
 def epoch(launch: Launch, one: Cell, number: int, value: float) -> bool:
@@ -150,7 +152,7 @@ class Workers:
 
     def _trial(self, one: Cell) -> Iterator[dict[str, Any]]:
         done = self.checkpoints[one.cell_key]
-        yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done}
+        yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done, "gpu_share": 0.0}
         for number in range(1, EPOCHS + 1):
             if number > done:
                 self.trained[one.cell_key] += 1
@@ -288,7 +290,7 @@ def test_a_failure_tried_again_is_open_for_the_rule_too_and_in_the_next_launch(t
     rule, again = (stopping.rule(SPEC, CELLS) for _ in range(2))
     launch = Launch(tmp_path, CELLS, rule)
     launch.open("sweep", "id", cell_keys=[])
-    launch.message(CELLS[0].cell_key, {"kind": "start", "node": "here", "pid": 1, "from_epoch": 0})
+    launch.message(CELLS[0].cell_key, {"kind": "start", "node": "here", "pid": 1, "from_epoch": 0, "gpu_share": 0.0})
     launch.lost(CELLS[0].cell_key, "boom", outcome=Outcome.ERROR)
     assert CELLS[0] not in launch.eligible(CELLS)
     assert CELLS[0].cell_key in rule.over

@@ -265,7 +265,7 @@ def test_a_crash_does_not_let_the_rule_stop_what_is_done(
 
 def test_a_cell_that_has_begun_here_goes_on_here(tmp_path: Path, ray: FakeRay) -> None:
     def begin(launch: Launch) -> None:
-        launch.message(CELLS[0].cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0})
+        launch.message(CELLS[0].cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0, "gpu_share": 0.0})
         launch.message(CELLS[0].cell_key, {"kind": "epoch", "epoch": 1, "metrics": {"valid/ndcg_at_10": 0.1}})
         launch.interrupt()
 

@@ -138,7 +138,7 @@ def test_a_sweep_that_ran_is_replayed_with_its_own_curves_and_times(
     launch.open("sweep", "id", cell_keys=[])
     for each, curve in ((source[0], (0.4, 0.5, 0.45)), (source[1], (0.1, 0.1, 0.1))):
         key = each.cell.cell_key
-        launch.message(key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0})
+        launch.message(key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0, "gpu_share": 0.0})
         for number, value in enumerate(curve, start=1):
             metrics = {"valid/ndcg_at_10": value, "time/epoch_s": 2.0, "time/valid_s": 0.5, "memory/peak_gib": 3.0}
             launch.message(key, {"kind": "epoch", "epoch": number, "metrics": metrics})

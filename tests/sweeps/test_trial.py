@@ -52,7 +52,7 @@ def test_what_a_cell_tells(tmp_path: Path, told: list[dict[str, Any]]) -> None:
     assert [message.pop("kind") for message in told] == ["start", "epoch", "end"]
     assert told[0].pop("node")
     assert told == [
-        {"pid": os.getpid(), "from_epoch": 0},
+        {"pid": os.getpid(), "from_epoch": 0, "gpu_share": 0.0},
         {"epoch": 1, "metrics": {"train/loss": 2.0, "valid/ndcg_at_10": 0.5}},
         {"outcome": "done", "reason": "", "epochs": 1, "metrics": {"best/epoch": 1.0, "test/ndcg_at_10": 0.25}},
     ]
