@@ -167,10 +167,16 @@ def gpu_bytes() -> int:
         )
         for node in places
     ]
-    return min(int(size) for size in ray.get([task.remote() for task in pinned]))
+    smallest = min(int(size) for size in ray.get([task.remote() for task in pinned]))
+    if not smallest:
+        hint = "resources.gpus_per_trial: 0 trains on CPUs"
+        raise UserError(f"torch: sees no GPU where Ray does; expected a build for CUDA and its driver. hint: {hint}.")
+    return smallest
 
 
 def _smallest_gpu() -> int:
+    """Bytes; 0 where torch sees none."""
     import torch
 
-    return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
+    sizes = [int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count())]
+    return min(sizes, default=0)

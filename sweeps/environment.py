@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def describe() -> dict[str, str]:
         **{name: _version(name) for name in ("torch", "ray", "mlflow")},
         "host": socket.gethostname(),
         "cpu": f"{os.cpu_count()} x {_cpu_name()}",
-        "gpu": _gpu_names(),
+        "gpu": ", ".join(gpus()),
         "os": platform.platform(),
     }
     return {key: value for key, value in found.items() if value}
@@ -48,8 +49,12 @@ def _cpu_name() -> str:
     return match.group(1).strip() if match else platform.machine()
 
 
-def _gpu_names() -> str:
-    return ", ".join(_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines())
+@cache
+def gpus() -> tuple[str, ...]:
+    """Names of this machine's GPUs, one each; none where CUDA_VISIBLE_DEVICES hides them all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return ()
+    return tuple(_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines())
 
 
 def _output(*command: str) -> str:

@@ -144,7 +144,7 @@ def _work(
         data_bytes=sum(map(facts.data_bytes, splits.values())),
         log_file=directory / "ray.log",
     ):
-        shares = _gpu_shares(spec.resources, todo)
+        shares = _gpu_shares(spec.resources, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares
         begin()
@@ -209,8 +209,12 @@ def _first(launch: Launch, cells: Sequence[Cell]) -> list[Cell]:
     return [*ready, *(cell for cell in cells if cell.cell_key not in keys)]
 
 
-def _gpu_shares(resources: Resources, cells: Sequence[Cell]) -> dict[str, float | None]:
+def _gpu_shares(resources: Resources, cells: Sequence[Cell], address: str | None) -> dict[str, float | None]:
     """Part of a GPU by cell_key; 0 on CPU, None if no GPU is large enough."""
+    if not placement.on_gpus(resources, address):
+        if resources.gpus_per_trial == "auto":
+            print("note: no GPU is seen on this machine; trials run on its CPUs", file=sys.stderr)
+        return dict.fromkeys((cell.cell_key for cell in cells), 0.0)
     if resources.gpus_per_trial != "auto":
         return dict.fromkeys((cell.cell_key for cell in cells), resources.gpus_per_trial)
     from sweeps import cluster

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from seqrec.errors import UserError, message
-from sweeps import reuse
+from sweeps import placement, reuse
 from sweeps.budget import HOUR_S, Budget
 from sweeps.cells import Cell
 from sweeps.options import Options
@@ -26,7 +26,7 @@ def reusable(spec: SweepSpec, plan: Plan, options: Options) -> Found:
         {cell.cell_key for cell in plan.cells},
         reuse.folders(storage, storage / spec.name, options.reuse),
         scheduler=spec.scheduler.model_dump(mode="json"),
-        on_gpu=spec.resources.gpus_per_trial != 0,
+        on_gpu=placement.on_gpus(spec.resources, options.address),
     )
 
 
@@ -53,7 +53,7 @@ def budget(spec: SweepSpec, options: Options) -> Budget:
     """A launch's limits in time: the options', else the search space's. Raises UserError for GPU-hours without GPUs."""
     wall = options.limit_wall_hours if options.limit_wall_hours is not None else spec.budget.wall_hours
     gpu = options.limit_gpu_hours if options.limit_gpu_hours is not None else spec.budget.gpu_hours
-    if gpu is not None and spec.resources.gpus_per_trial == 0:
+    if gpu is not None and not placement.on_gpus(spec.resources, options.address):
         place = "--limit-gpu-hours" if options.limit_gpu_hours is not None else f"{spec.source}: budget.gpu_hours"
-        raise UserError(message(place, gpu, "none where resources.gpus_per_trial is 0, for no GPU is used"))
+        raise UserError(message(place, gpu, "none where trials use no GPU (resources.gpus_per_trial)"))
     return Budget(wall and wall * HOUR_S, gpu and gpu * HOUR_S)

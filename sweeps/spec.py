@@ -70,8 +70,8 @@ class Resources(Frozen):
     """What one trial occupies."""
 
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0.0)] | Literal["auto"] = 0.0
-    """A share of a GPU; auto: from the predicted memory."""
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+    """A share of a GPU, 0 for none; auto: from the predicted memory, none on a machine without a GPU."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
 
 

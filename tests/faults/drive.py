@@ -166,7 +166,7 @@ def main() -> int:
         aliases={},
         objectives=(("valid/ndcg_at_10", "max"), ("memory/peak_gib", "min")),
         scheduler=SchedulerSpec.model_validate({"name": arguments.scheduler}),
-        resources=Resources(cpus_per_trial=arguments.cpus),
+        resources=Resources(cpus_per_trial=arguments.cpus, gpus_per_trial=0.0),
         budget=Budget(trials=arguments.trials),
         overrides=(),
     )

@@ -24,7 +24,6 @@ from sweeps.errors import LedgerBusy
 from sweeps.launch import Launch
 from sweeps.ledger import FILE_NAME, read
 from sweeps.options import Options
-from sweeps.outcomes import Outcome
 from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
 
@@ -62,7 +61,7 @@ def space(**changes: Any) -> SweepSpec:
         "aliases": {},
         "objectives": (("valid/ndcg_at_10", "max"), ("memory/peak_gib", "min")),
         "scheduler": SchedulerSpec(),
-        "resources": Resources(),
+        "resources": Resources(gpus_per_trial=0.0),
         "budget": Budget(),
         "overrides": ("train.epochs=3",),
     }
@@ -236,16 +235,6 @@ def test_two_drivers(tmp_path: Path, ray: FakeRay) -> None:
 def test_checkpoints_are_kept_on_request(tmp_path: Path, ray: FakeRay) -> None:
     execute.run(space(), PLAN, options(tmp_path, keep_checkpoints=True))
     assert {path.name for path in (tmp_path / "s" / "checkpoints").iterdir()} == {one.cell_key for one in CELLS}
-
-
-def test_cells_that_fit_no_gpu_are_not_tried(tmp_path: Path, ray: FakeRay) -> None:
-    large = replace(CELLS[0], predicted_bytes=20 * 2**30)
-    plan = Plan((large, *CELLS[1:]), 0, (), (), STATISTICS, "x")
-    assert execute.run(space(resources=Resources(gpus_per_trial="auto")), plan, options(tmp_path)) == 0
-    assert ray.rounds == [[2, 3, 4, 5, 6]]
-    assert ray.options["gpu_shares"] == dict.fromkeys((one.cell_key for one in CELLS[1:]), 0.25)
-    [end] = [event for event in events(tmp_path, "end") if event["cell_key"] == large.cell_key]
-    assert end["outcome"] == Outcome.PREDICTED_OOM
 
 
 def test_asha_starts_cells_in_the_order_of_its_seed(tmp_path: Path, ray: FakeRay) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps import placement
+from sweeps import environment, placement
+from sweeps.spec import Resources
 
 CARD = 80 * 2**30
 
@@ -17,3 +18,31 @@ def test_the_smallest_share_that_holds_it(gib: float, share: float | None) -> No
 def test_shares_fill_a_card_and_no_more() -> None:
     for share in placement.SHARES:
         assert int(1 / share) * round(share * 10_000) <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "address", "gpus", "found"),
+    [
+        ("auto", None, (), False),
+        ("auto", None, ("H100",), True),
+        ("auto", "auto", (), True),
+        (0.0, "auto", ("H100",), False),
+        (0.5, None, (), True),
+    ],
+)
+def test_where_trials_run(
+    asked: float | str, address: str | None, gpus: tuple[str, ...], found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: gpus)
+    assert placement.on_gpus(Resources.model_validate({"gpus_per_trial": asked}), address) is found
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_gpus_that_are_hidden_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_output", lambda *command: "NVIDIA H100 80GB HBM3\nNVIDIA H100 80GB HBM3")
+    environment.gpus.cache_clear()
+    assert len(environment.gpus()) == 2
+    environment.gpus.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert environment.gpus() == ()
+    environment.gpus.cache_clear()

@@ -163,7 +163,7 @@ def test_interruption_is_130(space: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--data", "nowhere.parquet"], "nowhere.parquet"),
         (["--reuse", "nowhere", "--plan"], "--reuse: got 'nowhere'; expected the folder of a sweep, or of sweeps"),
         (["--reuse", "a", "--no-reuse"], "--reuse: got 'a'; expected no --no-reuse"),
-        (["--limit-gpu-hours", "2", "--plan"], "--limit-gpu-hours: got 2.0; expected none where resources.gpus_per"),
+        (["--limit-gpu-hours", "2", "--plan"], "--limit-gpu-hours: got 2.0; expected none where trials use no GPU"),
         (["--set", "budget.gpu_hours=2", "--plan"], "small.yaml: budget.gpu_hours: got 2.0; expected none where"),
         (["--plan", "--card", "h100"], "--card: got 'h100'; expected a size such as 80GiB, or one of h100-80gb"),
         (["--plan", "--card", "0GiB"], "--card: got '0GiB'; expected a size"),
