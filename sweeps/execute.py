@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from seqrec import data
 from seqrec.data.tables import Split
-from sweeps import facts, placement, remaining, reuse, stopping
+from seqrec.errors import UserError, message
+from sweeps import facts, mps, placement, remaining, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.launch import Launch
@@ -138,11 +139,14 @@ def _work(
     from sweeps import cluster
 
     directory = launch.ledger.path.parent
-    with cluster.session(
-        options.address,
-        num_cpus=options.num_cpus,
-        data_bytes=sum(map(facts.data_bytes, splits.values())),
-        log_file=directory / "ray.log",
+    with (
+        mps.service(_wants_mps(spec, options)),
+        cluster.session(
+            options.address,
+            num_cpus=options.num_cpus,
+            data_bytes=sum(map(facts.data_bytes, splits.values())),
+            log_file=directory / "ray.log",
+        ),
     ):
         shares = _gpu_shares(spec.resources, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
@@ -222,6 +226,14 @@ def _gpu_shares(resources: Resources, cells: Sequence[Cell], address: str | None
     cluster.check(resources.cpus_per_trial, 1.0)
     smallest = cluster.gpu_bytes()
     return {cell.cell_key: placement.share(cell.predicted_bytes, smallest) for cell in cells}
+
+
+def _wants_mps(spec: SweepSpec, options: Options) -> bool:
+    """Raises UserError where trials run on nodes, whose service is not this process's to start."""
+    if spec.resources.mps and options.address:
+        hint = "start nvidia-cuda-mps-control on the nodes, before Ray"
+        raise UserError(message("resources.mps", True, "false with --address", hint))
+    return spec.resources.mps and placement.on_gpus(spec.resources, None)
 
 
 @contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from seqrec.errors import UserError
 from sweeps import execute
+from sweeps.ledger import FILE_NAME, read
 from sweeps.outcomes import Outcome
 from sweeps.space import Plan
 from sweeps.spec import Resources
@@ -36,3 +40,24 @@ def test_a_machine_without_a_gpu_trains_on_its_cpus_and_says_so(
     assert capsys.readouterr().err.count("no GPU is seen on this machine") == 1
     assert execute.run(space(), PLAN, options(tmp_path / "told")) == 0
     assert "no GPU is seen" not in capsys.readouterr().err
+
+
+def test_the_multi_process_service_runs_while_trials_do(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    @contextmanager
+    def service(wanted: bool) -> Iterator[None]:
+        asked.append(wanted)
+        yield
+
+    monkeypatch.setattr("sweeps.mps.service", service)
+    monkeypatch.setattr("sweeps.environment.gpus", lambda: ("a GPU",))
+    for place, resources in (("on", Resources(mps=True)), ("off", Resources())):
+        execute.run(space(resources=resources), PLAN, options(tmp_path / place))
+    execute.run(space(resources=Resources(mps=True, gpus_per_trial=0.0)), PLAN, options(tmp_path / "cpu"))
+    assert asked == [True, False, False]
+    with pytest.raises(UserError, match=r"^resources.mps: got True; expected false with --address"):
+        execute.run(space(resources=Resources(mps=True)), PLAN, options(tmp_path / "far", address="auto"))
+    assert list(read(tmp_path / "far" / "s" / FILE_NAME)) == []
