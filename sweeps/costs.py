@@ -5,14 +5,15 @@ what stopping is expected to save. Says on what every figure rests. No torch, no
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from seqrec import epoch_time
 from seqrec.epoch_time import Duration
-from sweeps import placement
+from sweeps import pace, placement
 from sweeps.cards import GIB, Card
 from sweeps.cells import Cell
 from sweeps.measured import Measured
@@ -88,20 +89,25 @@ def estimate(
     predictions: dict[str, tuple[Duration | None, tuple[str, ...]]] = {}
     strange: Counter[str] = Counter()
     prices = []
+    raced = _raced(plan.cells) if scheduler.name == "pareto_asha" else frozenset()
     for cell in cells:
         key = cell.configuration_key
         if key not in predictions:
             predictions[key] = epoch_time.predict(cell.run, data), epoch_time.outside(cell.run, data)
         duration, unlike = predictions[key]
         strange.update(unlike if duration else ())
-        prices.append(_price(cell, duration, card, resources, scheduler, measured))
-    share = measured.epochs_share if measured else _epochs_share(scheduler, cells)
+        prices.append(_price(cell, duration, card, resources, scheduler, measured, cell.cell_key in raced))
+    share = measured.epochs_share if measured else _epochs_share(scheduler, cells, raced)
     if measured:
         rests_on = f"as in {measured.path}: stopping and patience left {measured.epochs_share:.0%} of the epochs"
     elif share is None:
         rests_on = f"not known for {scheduler.name}; --times names a sweep that tells"
     elif scheduler.name == "fifo":
         rests_on = "nobody stops a cell; what patience saves is not known"
+    elif scheduler.name == "pareto_asha":
+        rests_on = (
+            f"{pace.PASSES:.0%} pass a rung, as of the published cells; who passes all has replicates; no patience"
+        )
     else:
         rests_on = f"asha's own law, 1 in {scheduler.reduction_factor:g} passes a rung; patience not counted"
     basis = _basis(card, strange, len(cells), measured)
@@ -115,6 +121,7 @@ def _price(
     resources: Resources,
     scheduler: SchedulerSpec,
     measured: Measured | None,
+    is_raced: bool,
 ) -> Price:
     share, train = _share(cell, card, resources), cell.run.train
     epoch_s = duration.epoch_s + duration.valid_s / train.valid_every if duration else None
@@ -123,8 +130,16 @@ def _price(
     if epoch_s is None:
         return Price(cell, share, None, None, None)
     once_s = duration.start_s + duration.test_s if duration else 0.0
-    kept = measured.epochs_share if measured else expected_epochs(scheduler, train.epochs) / train.epochs
-    return Price(cell, share, epoch_s, once_s + train.epochs * epoch_s, once_s + kept * train.epochs * epoch_s)
+    runs = pace.chance(scheduler, train.epochs) if is_raced and not measured else 1.0
+    kept = measured.epochs_share if measured else pace.expected_epochs(scheduler, train.epochs) / train.epochs
+    expected_s = runs * (once_s + kept * train.epochs * epoch_s)
+    return Price(cell, share, epoch_s, once_s + train.epochs * epoch_s, expected_s)
+
+
+def _raced(cells: Sequence[Cell]) -> frozenset[str]:
+    """Keys of the cells that are not the first of their configuration."""
+    first = {cell.configuration_key: cell.cell_key for cell in reversed(cells)}
+    return frozenset(cell.cell_key for cell in cells if first[cell.configuration_key] != cell.cell_key)
 
 
 def _share(cell: Cell, card: Card, resources: Resources) -> float | None:
@@ -137,27 +152,14 @@ def _share(cell: Cell, card: Card, resources: Resources) -> float | None:
     return stated if placement.needed(cell.predicted_bytes) <= min(1.0, stated) * card.memory_bytes else None
 
 
-def expected_epochs(scheduler: SchedulerSpec, epochs: int) -> float:
-    """Epochs of a cell, in the mean, where its scheduler alone ends it: with asha 1 in `reduction_factor` passes each
-    rung (its first arrivals always do, which is not counted). NaN where the law is not known."""
-    if scheduler.name == "fifo":
-        return epochs
-    if scheduler.name != "asha":
-        return float("nan")
-    level, alive, spent, rung = min(scheduler.grace_epochs, epochs), 1.0, 0.0, float(scheduler.grace_epochs)
-    before = 0
-    while level < epochs:
-        spent += alive * (level - before)
-        alive /= scheduler.reduction_factor
-        rung *= scheduler.reduction_factor
-        before, level = level, max(level + 1, round(rung))
-    return spent + alive * (epochs - before)
-
-
-def _epochs_share(scheduler: SchedulerSpec, cells: Sequence[Cell]) -> float | None:
-    allowed = sum(cell.run.train.epochs for cell in cells)
-    expected = sum(expected_epochs(scheduler, cell.run.train.epochs) for cell in cells)
-    return expected / allowed if allowed and expected == expected else None
+def _epochs_share(scheduler: SchedulerSpec, cells: Sequence[Cell], raced: Collection[str]) -> float | None:
+    allowed, expected = 0, 0.0
+    for cell in cells:
+        epochs = cell.run.train.epochs
+        allowed += epochs
+        chance = pace.chance(scheduler, epochs) if cell.cell_key in raced else 1.0
+        expected += chance * pace.expected_epochs(scheduler, epochs)
+    return expected / allowed if allowed and not math.isnan(expected) else None
 
 
 def _basis(card: Card, strange: Counter[str], cells: int, measured: Measured | None) -> tuple[str, ...]:
