@@ -20,13 +20,16 @@ WHO = {
     "reference code": ("#808080", "x"),
 }
 """Kind -> colour (Okabe and Ito's), marker."""
+FEWEST = 4
+"""Points worth a picture."""
 
 
 def draw_shape(rows: Sequence[Mapping[str, object]], shape: str, path: Path) -> None:
-    """Writes the picture of one shape's rows, all of one kind of inputs; no rows, no picture."""
+    """Writes the picture of one shape's rows, all of one kind of inputs; none of fewer points than tell anything."""
     mine = [row for row in rows if row["shape"] == shape]
-    if mine:
-        draw(mine, [one for one in published() if one["shape"] == shape], path)
+    figures = [one for one in published() if one["shape"] == shape]
+    if mine and len(mine) + len(figures) >= FEWEST:
+        draw(mine, figures, path)
 
 
 def draw(rows: Sequence[Mapping[str, object]], figures: Sequence[Mapping[str, str]], path: Path) -> None:
