@@ -32,7 +32,7 @@ class Checkpoint:
     engine: dict[str, object]
     """`Engine.state_dict()`: model and optimiser."""
     best: dict[str, Tensor] | None
-    """Weights of the best validation so far."""
+    """Weights of the best validation so far; None before the first, and where the last epoch was the best."""
 
 
 def save(path: Path, state: Checkpoint, identity: Identity) -> None:

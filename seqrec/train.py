@@ -26,7 +26,10 @@ from seqrec.evaluate import evaluate
 from seqrec.losses import Loss
 from seqrec.models import SequenceModel
 from seqrec.reports import EpochReport, Metrics, RunReport
-from seqrec.trainer import Fitted, OnEpoch
+from seqrec.trainer import EVERY_EPOCH, Fitted, Keep, OnEpoch
+
+EVERY_S = 30.0
+"""Seconds between checkpoints, of a run by hand."""
 
 
 def train(
@@ -36,10 +39,11 @@ def train(
     on_epoch: OnEpoch | None = None,
     workdir: Path | None = None,
     device: str | None = None,
+    keep: Keep = EVERY_EPOCH,
 ) -> RunReport:
     """Trains `run`, reloads the weights of its best validation and measures them on the test items, once.
 
-    split: the data set, if the caller holds it already (several runs of one process). on_epoch, workdir: as in
+    split: the data set, if the caller holds it already (several runs of one process). on_epoch, workdir, keep: as in
     `trainer.fit`; with a workdir, an interrupted run goes on where it stopped. device: torch's name for it; None: CUDA
     if there is one. Raises UserError before anything is trained, DivergedError, CheckpointError, and torch's
     OutOfMemoryError.
@@ -61,6 +65,7 @@ def train(
             on_epoch=on_epoch,
             workdir=workdir,
             identity={"run": run.identity(), "data": split.statistics.digest, "numerics": NUMERICS_VERSION},
+            keep=keep,
         )
         model.load_state_dict(fitted.best_weights)
         test = _evaluate(run, split, model, split.test, lists=True)
@@ -183,6 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default CUDA if there is one")
     parser.add_argument("--workdir", type=Path, help="keeps a checkpoint here, and goes on from the one found here")
     parser.add_argument(
+        "--checkpoint-every-s",
+        type=float,
+        default=EVERY_S,
+        metavar="S",
+        help="seconds of training that a crash may cost; 0: every epoch (default: %(default)s)",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -195,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for assignment in options.set:
             _override(tree, assignment)
         run = parse(tree, str(options.run))
-        report = train(run, on_epoch=_print_epoch, workdir=options.workdir, device=options.device)
+        keep = Keep(every_s=options.checkpoint_every_s, the_end=True)
+        report = train(run, on_epoch=_print_epoch, workdir=options.workdir, device=options.device, keep=keep)
     except SeqrecError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,27 @@ from seqrec.reports import EpochReport, Metrics
 CHECKPOINT_NAME = "last.pt"
 
 OnEpoch = Callable[[EpochReport], None]
+
+WORTH_WRITING = 2.0
+"""A state that may soon be needed again is written if training it again takes this many times as long as writing."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """When a training's state is written down. With a large catalog, item table and optimiser, that takes as long as an
+    epoch, and the disk would hold a sweep back. Training is repeatable: what was not written costs time alone.
+    """
+
+    every_s: float = 0.0
+    """Seconds of training and validation after which an epoch's end is written: what a crash costs. 0: every epoch."""
+    pauses: frozenset[int] = frozenset()
+    """Epochs whose report may end the training here, for it to go on elsewhere, or for good: written before that, where
+    it is worth the time. After any other epoch a report that raises is an interruption: written then."""
+    the_end: bool = False
+    """Whether the end of the last epoch is written whatever the clock says, so that nobody trains it again."""
+
+
+EVERY_EPOCH = Keep()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +65,13 @@ def fit(
     on_epoch: OnEpoch | None = None,
     workdir: Path | None = None,
     identity: Identity | None = None,
+    keep: Keep = EVERY_EPOCH,
 ) -> Fitted:
     """Trains until `epochs`, or until `patience` validations in a row brought no strict improvement.
 
     validate: metrics of the held-out items, unprefixed. It runs every `valid_every` epochs and after the last one.
-    on_epoch: called after each epoch, when its checkpoint is already on disk: nothing reported can be lost. On resuming
-    it is called again, in order, for every epoch of the history.
+    on_epoch: called after each epoch, when its checkpoint, if `keep` asks for one, is already on disk. On resuming it
+    is called again, in order, for every epoch of the history, and for those trained again behind it.
     workdir: holds the checkpoint; training goes on from the one it finds. None: nothing is written.
     Raises DivergedError; CheckpointError if the checkpoint found is unreadable or not of this `identity`.
     """
@@ -56,7 +81,8 @@ def fit(
     best: dict[str, Tensor] | None = None
     if saved:
         engine.load_state_dict(saved.engine)
-        best = saved.best
+        best = engine.weights() if saved.history and saved.history[-1].is_best else saved.best
+    writer = _Writer(path, identity or {}, keep)
     for past in saved.history if saved else ():
         history.append(past)
         if on_epoch:
@@ -66,12 +92,58 @@ def fit(
         history.append(report)
         if report.is_best:
             best = engine.weights()
-        if path:
-            checkpoint.save(path, Checkpoint(tuple(history), engine.state_dict(), best), identity or {})
+        ends = len(history) == settings.epochs or _out_of_patience(history, settings.patience)
+        writer.after(engine, history, best, the_end=ends)
         if on_epoch:
-            on_epoch(report)
+            try:
+                on_epoch(report)
+            except BaseException:
+                writer.leave(engine, history, best)
+                raise
     assert best is not None, "training ends with a validation, and the first one is always the best so far"
     return Fitted(tuple(history), len(history) < settings.epochs, best)
+
+
+class _Writer:
+    """Writes checkpoints of one training when they are due."""
+
+    seconds: float | None = None
+    """What the last one took in this process; None: not known, so that the first is written to find out."""
+
+    def __init__(self, path: Path | None, identity: Identity, keep: Keep) -> None:
+        self._path, self._identity, self._keep = path, identity, keep
+        self._unsaved_s = 0.0
+
+    def after(
+        self, engine: Engine, history: Sequence[EpochReport], best: dict[str, Tensor] | None, *, the_end: bool
+    ) -> None:
+        """An epoch has ended. the_end: the last one."""
+        last = history[-1]
+        self._unsaved_s += last.metrics["time/epoch_s"] + last.metrics.get("time/valid_s", 0.0)
+        is_due = self._unsaved_s >= self._keep.every_s or (the_end and self._keep.the_end)
+        if is_due or (last.epoch in self._keep.pauses and self._is_worth_it()):
+            self._write(engine, history, best)
+
+    def leave(self, engine: Engine, history: Sequence[EpochReport], best: dict[str, Tensor] | None) -> None:
+        """The report of the last epoch ended the training here. A disk without room does not replace its reason."""
+        last = history[-1]
+        is_spoilt = any(math.isnan(value) for value in last.metrics.values())
+        if last.epoch not in self._keep.pauses and not is_spoilt and self._is_worth_it():
+            with suppress(OSError):
+                self._write(engine, history, best)
+
+    def _is_worth_it(self) -> bool:
+        return self._unsaved_s > 0 and (self.seconds is None or self._unsaved_s >= WORTH_WRITING * self.seconds)
+
+    def _write(self, engine: Engine, history: Sequence[EpochReport], best: dict[str, Tensor] | None) -> None:
+        if self._path is None:
+            return
+        start = time.perf_counter()
+        # The best weights are in the engine's state already if they are the last.
+        other = None if history[-1].is_best else best
+        checkpoint.save(self._path, Checkpoint(tuple(history), engine.state_dict(), other), self._identity)
+        type(self).seconds = time.perf_counter() - start
+        self._unsaved_s = 0.0
 
 
 def _one_epoch(
