@@ -35,9 +35,12 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str:
-    """Commit of the tree this file lies in, `+` at its end if tracked files were changed since; empty outside git."""
+    """Commit of the tree this file lies in, `+` at its end if tracked files were changed since; outside git what the
+    environment variable SEQREC_COMMIT says, or nothing."""
     commit = _output("git", "rev-parse", "HEAD")
-    return commit + "+" if commit and _output("git", "status", "--porcelain", "--untracked-files=no") else commit
+    if not commit:
+        return os.environ.get("SEQREC_COMMIT", "")
+    return commit + "+" if _output("git", "status", "--porcelain", "--untracked-files=no") else commit
 
 
 def _cpu_name() -> str:
