@@ -3,11 +3,12 @@
     order[r] = the real positions sorted by bucket, spare positions behind them; then the items sorted by bucket
     chunk of rank t among n = the largest q with floor(q n / n_chunks) <= t = floor(((t + 1) n_chunks - 1) / n)
 
-Positions and items lie in one table of 16-bit vectors, positions first, and have one kernel, one grid and one sort a
-round: their keys are told apart by an offset. Hash: tiles of (vectors, buckets) products accumulated in float32, a
-running maximum a lane whose lowest 8 mantissa bits hold the number of the tile of buckets it came from (so maxima
-closer than 2^-15 of their size are ties; beyond 256 tiles it takes a bit more), one reduction over lanes at the end.
-Nothing of size (n_buckets, V) exists. The sort is stable, ties of the maximum go to the lowest bucket: deterministic.
+Positions and items lie in one table of 16-bit vectors, positions first, and have one kernel, one grid and one sort for
+a few rounds: their keys are told apart by an offset, and so are the rounds that a sort takes together. Hash: tiles of
+(vectors, buckets) products accumulated in float32, a running maximum a lane whose lowest 8 mantissa bits hold the
+number of the tile of buckets it came from (so maxima closer than 2^-15 of their size are ties; beyond 256 tiles it
+takes a bit more), one reduction over lanes at the end. Nothing of size (n_buckets, V) exists. The sort is stable, ties
+of the maximum go to the lowest bucket: deterministic.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ BEHIND = tl.constexpr(128)
 
 MOST_BUCKETS = 16_383
 """Keys of positions and items are 16-bit numbers, and so are sums of two chunks."""
+
+SORTED_TOGETHER = 1 << 21
+"""Vectors that one sort takes, of as many rounds as make so many. A sort is ten launches, whatever its size: at 170,000
+items they take longer than its work. More than these would no longer lie in the caches."""
+
+SORT_BYTES = 28
+"""Memory of a sort, each vector: 16-bit keys and 64-bit numbers, twice, and the numbers as they were."""
 
 TILES: Table = {
     8: {64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 4, 2), 512: Tile(32, 32, 4, 2)},
@@ -53,6 +61,18 @@ class Tables:
     A vector's chunks lie side by side; where nobody asks for orders, (N + V, R), a round's."""
     rounds: int
     n_chunks: int
+
+
+def sorted_together(n_all: int, V: int, D: int, rounds: int, n_buckets: int) -> int:
+    """Rounds that one sort takes: their keys must fit into 15 bits, and its memory into the items' gradient, which
+    comes later."""
+    fits = min(SORTED_TOGETHER // n_all, (1 << 15) // keys_of(n_buckets), 4 * V * D // (SORT_BYTES * n_all))
+    return max(1, min(rounds, fits))
+
+
+def keys_of(n_buckets: int) -> int:
+    """Keys of a round: a position's bucket, one for spare positions, an item's bucket."""
+    return 2 * n_buckets + 1
 
 
 @triton.jit
@@ -90,9 +110,9 @@ def _lower(hidden, items, low, n_rows, n_items, D: tl.constexpr, BLOCK_D: tl.con
     tl.store(low + place, x.to(low.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds", "marks"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_buckets", "rounds", "marks", "together"])
 def _hash(
-    low, normals, keys, count, n_rows, n_items, n_buckets, rounds, marks,
+    low, normals, keys, count, n_rows, n_items, n_buckets, rounds, marks, together,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BUCKETS: tl.constexpr,
     COUNTED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -120,18 +140,22 @@ def _hash(
     found = tl.minimum(tl.min(bucket, 1), n_buckets - 1)
     n = real_rows(count, n_rows, COUNTED)
     key = tl.where(t < n, found, tl.where(t < n_rows, n_buckets, n_buckets + 1 + found))
+    key += (number % together) * (2 * n_buckets + 1)
     tl.store(keys + number.to(tl.int64) * n_all + t, key.to(keys.dtype.element_ty), mask=t < n_all)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "number", "per_vector", "per_round"])
+@triton.jit(do_not_specialize=["n_rows", "n_items", "n_chunks", "first", "rounds", "per_vector", "per_round"])
 def _place(
-    index, order, chunk, count, n_rows, n_items, n_chunks, number, per_vector, per_round,
+    index, order, chunk, count, n_rows, n_items, n_chunks, first, rounds, per_vector, per_round,
     BLOCK: tl.constexpr, COUNTED: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     n_all = n_rows + n_items
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = t < n_all
-    vector = tl.load(index + t, mask=inside, other=0)
+    place_in_all = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place_in_all < n_all * rounds
+    nth = place_in_all // n_all
+    t = place_in_all - nth * n_all
+    vector = tl.load(index + place_in_all, mask=inside, other=0) - nth.to(tl.int64) * n_all
+    number = first + nth
     if ORDER:
         tl.store(order + number.to(tl.int64) * n_all + t, vector.to(tl.int32), mask=inside)
     is_row = t < n_rows
@@ -168,15 +192,17 @@ def make(low: Tensor, projections: Tensor, N: int, n_chunks: int, count: Tensor 
     real = order if count is None else count
     # Numbers that tell tiles of buckets apart, a power of two.
     marks = max(256, 1 << (triton.cdiv(n_buckets, tile.columns) - 1).bit_length())
+    together = sorted_together(n_all, n_all - N, D, rounds, n_buckets)
     _hash[(triton.cdiv(n_all, tile.rows) * rounds,)](
-        low, projections.to(low.dtype).contiguous(), keys, real, N, n_all - N, n_buckets, rounds, marks,
+        low, projections.to(low.dtype).contiguous(), keys, real, N, n_all - N, n_buckets, rounds, marks, together,
         D=D, BLOCK_D=power_of_2(D), ROWS=tile.rows, BUCKETS=tile.columns, COUNTED=counted,
         EXACT=low.dtype == torch.float32, **tile.options(),
     )  # fmt: skip
-    for number in range(rounds):
-        index = keys[number].sort(stable=True).indices
-        _place[(triton.cdiv(n_all, 1024),)](
-            index, order, chunk, real, N, n_all - N, n_chunks, number, *chunk.stride(),
+    for first in range(0, rounds, together):
+        here = min(together, rounds - first)
+        index = keys[first : first + here].view(-1).sort(stable=True).indices
+        _place[(triton.cdiv(n_all * here, 1024),)](
+            index, order, chunk, real, N, n_all - N, n_chunks, first, here, *chunk.stride(),
             BLOCK=1024, COUNTED=counted, ORDER=orders,
         )  # fmt: skip
     return Tables(order, chunk, rounds, n_chunks)

@@ -140,9 +140,11 @@ def _rece(tape: Tape, a: Asked, loss: config.Rece) -> Gradients:
     keys = tape.take(SHORT * rounds * n_all)
     tape.pass_by(projections // 2)
     index: Held | None = None
-    for _ in range(min(rounds, 2)):
-        # While a round is sorted the indices of the one before it are still there.
-        values, following = sort(tape, n_all, SHORT)
+    together = plans.rece_sorted_together(n_all, V, D, rounds, loss.n_buckets)
+    whole, rest = divmod(rounds, together)
+    for count in [together] * min(whole, 2) + [rest] * (rest > 0):
+        # While some rounds are sorted the indices of those before them are still there.
+        values, following = sort(tape, n_all * count, SHORT)
         tape.drop(values, index)
         index = following
     tape.drop(keys, index)

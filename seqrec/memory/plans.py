@@ -26,6 +26,7 @@ RECE_DENSE_FORWARD: Tiles = {32: (64, 128), 64: (64, 128), 128: (64, 64), 256: (
 RECE_DENSE_BACKWARD: Tiles = {32: (64, 64), 64: (64, 128), 128: (64, 64), 256: (64, 64), 512: (64, 32)}
 RECE_PROGRAMS, RECE_MOST_STRETCHES, RECE_DENSE_PROGRAMS, RECE_MOST_DENSE_STRETCHES = 800, 16, 2112, 64
 RECE_WORDS, RECE_ROOM, RECE_BEHIND = 16, 300 * 2**20, 128
+RECE_SORTED_TOGETHER, RECE_SORT_BYTES = 1 << 21, 28
 
 TOP: Tiles = {32: (64, 64), 64: (64, 64), 128: (64, 64), 256: (64, 64), 512: (32, 64)}
 TOP_GROUPS_PER_K, TOP_MOST_GROUPS = 8, 2**20
@@ -109,6 +110,12 @@ class DensePlan(NamedTuple):
     block: int
     """Positions of one."""
     stretches: int
+
+
+def rece_sorted_together(n_all: int, V: int, D: int, rounds: int, n_buckets: int) -> int:
+    """Rounds that one sort takes."""
+    fits = min(RECE_SORTED_TOGETHER // n_all, (1 << 15) // (2 * n_buckets + 1), 4 * V * D // (RECE_SORT_BYTES * n_all))
+    return max(1, min(rounds, fits))
 
 
 def rece_dense(N: int, V: int, D: int, rounds: int, n_chunks: int) -> DensePlan:

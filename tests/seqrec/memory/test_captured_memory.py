@@ -184,6 +184,8 @@ def test_plans_are_the_kernels_own(N: int, V: int, D: int) -> None:
     assert plans.list_bytes(V, D) == sampled_launch.list_bytes(V, D)
     for rounds, n_chunks, reach in ((1, 87, 1), (8, 583, 3), (128, 40, 0)):
         assert plans.is_dense(rounds, n_chunks, reach) == rece_launch.is_dense(rounds, n_chunks, reach)
+        sizes = (N + V, V, D, rounds, n_chunks)
+        assert plans.rece_sorted_together(*sizes) == rece_tables.sorted_together(*sizes)
 
 
 def test_tiles_and_bounds_are_the_kernels_own() -> None:
