@@ -66,7 +66,7 @@ class Case:
 def cases(quick: bool = False) -> list[Case]:
     """Most important first. quick: sizes for a toy shape."""
     ce = Case(
-        "ce", "", _ce, partial(_of_class, lambda p: Ce()), (*MAIN, "S4"), ("apple exact", "apple filtered"),
+        "ce", "", _ce, partial(_of_class, lambda p: Ce()), (*MAIN, "S4", "S5"), ("apple exact", "apple filtered"),
         ("S0", "S1"), ("S1",),
     )  # fmt: skip
     few, many = (5, 20) if quick else (511, 4095)
@@ -89,11 +89,11 @@ def cases(quick: bool = False) -> list[Case]:
 
 def _reces(quick: bool) -> list[Case]:
     settings: list[tuple[int, int, tuple[str, ...], tuple[str, ...]]] = [
-        (1, 1, MAIN, ("S0", "S1")),
+        (1, 1, (*MAIN, "S5"), ("S0", "S1")),
         (2, 1, MAIN, ()),
-        (8, 3, MAIN, ("S0",)),
-        (32, 1, ("S1",), ()),
-        (128, 1, ("S1",), ()),
+        (8, 3, (*MAIN, "S5"), ("S0",)),
+        (32, 1, ("S1", "S0", "S5"), ()),
+        (128, 1, ("S1", "S0", "S5"), ()),
     ]
     found = []
     for rounds, extra, shapes, eager_shapes in settings[: 3 if quick else None]:

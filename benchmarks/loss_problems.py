@@ -35,6 +35,7 @@ SHAPES = {
         Shape("S2", 131_072, 1_000_001, 64),
         Shape("S3", 25_600, 1_000_001, 256),
         Shape("S4", 25_600, 1_000_001, 128),
+        Shape("S5", 600, 173_511, 64),  # a batch of 8 histories
     )
 }
 QUICK = Shape("quick", 24, 200, 16)
