@@ -259,13 +259,13 @@ def test_who_is_dismissed_ends_while_others_train_some_at_a_time(tmp_path: Path)
 
 def test_a_limit_leaves_nobody_dismissed_without_an_end(tmp_path: Path) -> None:
     """Though the limit keeps cells out that have yet to run."""
-    *many, best = [cell(size, gib=8) for size in range(61, 0, -1)]
-    launch = opened(tmp_path, [*many, best, cell(62)], "pareto_asha", scheduler={"margin": 0.0})
+    *many, best = [cell(size, gib=8) for size in range(201, 0, -1)]
+    launch = opened(tmp_path, [*many, best, cell(202)], "pareto_asha", scheduler={"margin": 0.0})
     feed = Feed(launch, [*many, best], slots=lambda share: 1, shares={})
 
     def script(one: Cell, share: float) -> Iterator[Message | None]:
         yield started()
-        yield epoch(1, 1 - one.run.train.batch_size / 100)
+        yield epoch(1, 1 - one.run.train.batch_size / 1000)
         yield epoch(2, 1.0)
         yield ended("done", 2)
 
