@@ -22,7 +22,7 @@ from typing import Any
 from seqrec import data
 from seqrec.config import CUTOFFS, Run
 from seqrec.reports import EpochReport, Metrics, RunReport
-from sweeps import environment, execute, space, spec
+from sweeps import environment, execute, space, spec, tuning
 from sweeps.launch import Launch
 from sweeps.ledger import FILE_NAME, Ledger, read
 from sweeps.options import Options
@@ -81,10 +81,30 @@ def clocked(owner: type, *names: str) -> Iterator[dict[str, float]]:
             setattr(owner, name, original)
 
 
+@contextlib.contextmanager
+def used_by_tune() -> Iterator[list[float]]:
+    """CPU seconds of this process in the Tune experiment, which does not wait for a busy machine as a clock does."""
+    original, spent = tuning.fit, [0.0]
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        since = time.process_time()
+        try:
+            original(*arguments, **options)
+        finally:
+            spent[0] += time.process_time() - since
+
+    tuning.fit = timed
+    try:
+        yield spent
+    finally:
+        tuning.fit = original
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, default=Path(__file__).parents[1] / "search_spaces" / "rece.yaml")
     parser.add_argument("--epochs", type=int, default=3, help="reports a cell")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as in sweeps.run")
     parser.add_argument("--limit-trials", type=int)
     parser.add_argument("--no-tracking", action="store_true")
     parser.add_argument("--out", type=Path, help="append the lines to this file too")
@@ -93,7 +113,7 @@ def main() -> int:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         since = time.perf_counter()
-        sweep = spec.load(arguments.space)
+        sweep = spec.load(arguments.space, arguments.set)
         plan = space.plan(sweep, data.statistics(sweep.data))
         planned = time.perf_counter()
         options = Options(storage=Path(folder), no_tracking=arguments.no_tracking, limit_trials=arguments.limit_trials)
@@ -101,6 +121,7 @@ def main() -> int:
             clocked(Ledger, "append", "flush") as ledger,
             clocked(Launch, "message") as launch,
             clocked(Tracker, "close") as tracker,
+            used_by_tune() as driver,
         ):
             code = execute.run(sweep, plan, options, trainer=NoTraining(arguments.epochs))
         total = time.perf_counter()
@@ -109,15 +130,17 @@ def main() -> int:
     times = {
         kind: [e["time_ms"] / 1000 for e in events if e["type"] == kind] for kind in ("plan", "start", "end", "close")
     }
-    ends = len(times["end"])
+    trials, ended = len(times["start"]), sum(e["type"] == "end" and e["outcome"] != "interrupted" for e in events)
     running = times["end"][-1] - times["start"][0]
     lines += [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {environment.describe().get('git_commit', '?')[:12]}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        f"{ends} cells, {arguments.epochs} reports each, {len(events)} events, ledger {size / 2**20:.1f} MiB",
+        f"{sweep.scheduler.name}: {ended} cells, {trials} trials, {arguments.epochs} reports each at most, "
+        f"{len(events)} events, ledger {size / 2**20:.1f} MiB",
         f"  plan                         {planned - since:8.1f} s",
         f"  Ray and its first worker     {times['start'][0] - times['plan'][0]:8.1f} s after the plan event",
-        f"  cells, first start to last end {running:6.1f} s   {ends / running:.1f} cells/s",
+        f"  cells, first start to last end {running:6.1f} s   {trials / running:.1f} trials/s",
+        f"    the driver's CPU           {driver[0]:8.1f} s   {1000 * driver[0] / trials:.1f} ms a trial, all threads",
         f"    of which ledger            {ledger['append'] + ledger['flush']:8.1f} s",
         f"    of which the launch's other bookkeeping {launch['message'] - ledger['append']:6.1f} s",
         f"  waiting for MLflow at the end {tracker['close']:7.1f} s",

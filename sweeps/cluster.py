@@ -149,10 +149,15 @@ def check(cpus: float, gpus: float) -> None:
 
 
 def slots(cpus: float, gpus: float) -> int:
-    """Trials that fit on the cluster at a time."""
-    total = ray.cluster_resources()
-    by_gpu = total.get("GPU", 0) / gpus if gpus else float("inf")
-    return max(1, int(min(total.get("CPU", 1) / cpus, by_gpu)))
+    """Trials that fit on the nodes at a time, as they are now; a trial lies on one node, a part of a GPU on one GPU."""
+    found = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            by_cpu = node["Resources"].get("CPU", 0) / cpus
+            cards = node["Resources"].get("GPU", 0)
+            by_gpu = (int(cards) * int(1 / gpus + 1e-9) if gpus <= 1 else cards / gpus) if gpus else by_cpu
+            found += int(min(by_cpu, by_gpu) + 1e-9)
+    return found
 
 
 def gpu_bytes() -> int:

@@ -123,7 +123,7 @@ def _price(
     measured: Measured | None,
     is_raced: bool,
 ) -> Price:
-    share, train = _share(cell, card, resources), cell.run.train
+    share, train = _share(cell, card, resources) or (1.0 if resources.try_infeasible else None), cell.run.train
     epoch_s = duration.epoch_s + duration.valid_s / train.valid_every if duration else None
     if measured:
         epoch_s = measured.seconds(cell, epoch_s)

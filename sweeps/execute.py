@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,18 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from seqrec import data
-from seqrec.data.tables import Split
+from seqrec.data.tables import Split, Statistics
 from seqrec.errors import UserError, message
 from sweeps import facts, mps, placement, remaining, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
+from sweeps.feed import Feed
 from sweeps.launch import Launch
 from sweeps.options import Options
 from sweeps.outcomes import Outcome
 from sweeps.progress import View
 from sweeps.space import Plan
-from sweeps.spec import Resources, SweepSpec
+from sweeps.spec import SweepSpec
 
 if TYPE_CHECKING:
     from sweeps.tracking import Tracker
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 RETRIES = 2
 """How often a cell whose worker died is tried again."""
-ROUNDS = 3
-"""How often a launch hands a cell to Tune, at most, that Tune gives up without a word."""
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
 HURRY_S = 10.0
@@ -82,7 +80,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
     try:
         with _closed(launch), _signals(launch):
             if todo:
-                _work(launch, todo, spec, begin, options, tracker, trainer)
+                _work(launch, todo, spec, plan.statistics, begin, options, tracker, trainer)
             elif taken:
                 begin()
                 _start(tracker)
@@ -129,6 +127,7 @@ def _work(
     launch: Launch,
     todo: Sequence[Cell],
     spec: SweepSpec,
+    statistics: Statistics,
     begin: Callable[[], None],
     options: Options,
     tracker: Tracker | None,
@@ -148,62 +147,44 @@ def _work(
             log_file=directory / "ray.log",
         ),
     ):
-        shares = _gpu_shares(spec.resources, todo, options.address)
+        shares, smallest = _gpu_shares(spec, launch, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares
         begin()
         for cell in todo:
             if shares[cell.cell_key] is None:
-                launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
+                launch.end(cell.cell_key, Outcome.PREDICTED_OOM, placement.reason(cell.predicted_bytes, smallest))
         launch.allowed = len(todo)
         _start(tracker)
+        cells = placement.order(todo, statistics, shares) if spec.scheduler.name == "fifo" else todo
         with View(launch.snapshot, quiet=options.quiet):
-            _rounds(launch, todo, splits, spec, shares, trainer, directory / "checkpoints")
+            _feed(launch, cells, splits, spec, shares, trainer, directory / "checkpoints")
 
 
-def _rounds(
+def _feed(
     launch: Launch,
-    todo: Sequence[Cell],
+    cells: Sequence[Cell],
     splits: dict[str, Split],
     spec: SweepSpec,
     shares: dict[str, float | None],
     trainer: Trainer | None,
     checkpoints: Path,
 ) -> None:
-    """Experiments until every cell has an end: one for each time that cells wait at a rung for all others, and again
-    for those that Tune gave up without telling anybody."""
+    """One experiment, until every cell has an end or the launch asks to stop."""
     from sweeps import tuning
     from sweeps.trial import Settings
 
     resources = spec.resources
+    feed = Feed(
+        launch,
+        cells,
+        slots=tuning.Slots(resources.cpus_per_trial),
+        shares=shares,
+        max_concurrent=resources.max_concurrent,
+        ahead=resources.ahead,
+    )
     settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
-    tries: Counter[str] = Counter()
-    while not (launch.should_stop() or launch.stopping):
-        launch.dismiss(todo)
-        ready = launch.eligible(todo)
-        if not ready:
-            # Cells that only a limit keeps out could still change what becomes of those that wait.
-            left = launch.remaining()
-            if not launch.eligible(left):
-                launch.dismiss(left, last=True)
-            return
-        tuning.fit(
-            launch,
-            ready,
-            splits,
-            settings,
-            cpus=resources.cpus_per_trial,
-            gpu_shares={key: share for key, share in shares.items() if share},
-            max_concurrent=resources.max_concurrent,
-            retries=RETRIES,
-        )
-        for cell in ready:
-            key = cell.cell_key
-            if launch.outcome(key) is not None or key in launch.paused or launch.stopping:
-                continue
-            tries[key] += 1
-            if tries[key] == ROUNDS:
-                launch.lost(key, f"Ray gave the trial up {ROUNDS} times; see ray.log", outcome=Outcome.ERROR)
+    tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial, retries=RETRIES)
 
 
 def _first(launch: Launch, cells: Sequence[Cell]) -> list[Cell]:
@@ -213,19 +194,29 @@ def _first(launch: Launch, cells: Sequence[Cell]) -> list[Cell]:
     return [*ready, *(cell for cell in cells if cell.cell_key not in keys)]
 
 
-def _gpu_shares(resources: Resources, cells: Sequence[Cell], address: str | None) -> dict[str, float | None]:
-    """Part of a GPU by cell_key; 0 on CPU, None if no GPU is large enough."""
+def _gpu_shares(
+    spec: SweepSpec, launch: Launch, cells: Sequence[Cell], address: str | None
+) -> tuple[dict[str, float | None], int]:
+    """(part of a GPU by cell_key: 0 on CPU, None if no GPU is large enough; bytes of the smallest GPU, 0 if it decides
+    nothing)."""
+    resources, known, smallest = spec.resources, launch.ledger.state.cells, 0
     if not placement.on_gpus(resources, address):
         if resources.gpus_per_trial == "auto":
             print("note: no GPU is seen on this machine; trials run on its CPUs", file=sys.stderr)
-        return dict.fromkeys((cell.cell_key for cell in cells), 0.0)
-    if resources.gpus_per_trial != "auto":
-        return dict.fromkeys((cell.cell_key for cell in cells), resources.gpus_per_trial)
-    from sweeps import cluster
+        return dict.fromkeys((cell.cell_key for cell in cells), 0.0), 0
+    if resources.gpus_per_trial == "auto":
+        from sweeps import cluster
 
-    cluster.check(resources.cpus_per_trial, 1.0)
-    smallest = cluster.gpu_bytes()
-    return {cell.cell_key: placement.share(cell.predicted_bytes, smallest) for cell in cells}
+        cluster.check(resources.cpus_per_trial, 1.0)
+        smallest = cluster.gpu_bytes()
+    shares: dict[str, float | None] = {}
+    for cell in cells:
+        key, asked = cell.cell_key, resources.gpus_per_trial
+        share = placement.share(cell.predicted_bytes, smallest) if asked == "auto" else asked
+        if share is None and resources.try_infeasible:
+            share = 1.0
+        shares[key] = max(share, 1.0) if share and key in known and known[key].alone else share
+    return shares, smallest
 
 
 def _wants_mps(spec: SweepSpec, options: Options) -> bool:

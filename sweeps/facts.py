@@ -6,6 +6,7 @@ from typing import Any
 
 from seqrec.data.tables import Split
 from sweeps import environment
+from sweeps.cells import Cell
 from sweeps.space import Plan
 from sweeps.spec import SweepSpec
 
@@ -28,6 +29,17 @@ def plan_event(spec: SweepSpec, plan: Plan) -> dict[str, Any]:
             **statistics.scope(),
         },
         "environment": environment.describe(),
+    }
+
+
+def cell_event(cell: Cell) -> dict[str, Any]:
+    return {
+        "cell_key": cell.cell_key,
+        "configuration_key": cell.configuration_key,
+        "label": cell.label,
+        "parameters": cell.parameters,
+        "run": cell.run.model_dump(mode="json"),
+        "predicted_bytes": cell.predicted_bytes,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
-from sweeps import snapshot
+from sweeps import facts, outcomes, snapshot
 from sweeps.budget import Budget
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
@@ -47,7 +47,7 @@ class Launch:
         on_end: Callable[[str], None] | None = None,
     ) -> None:
         self.cells = {cell.cell_key: cell for cell in cells}
-        self._rule = rule
+        self.rule = rule
         self._verdicts: dict[str, Verdict] = {}
         self.paused: set[str] = set()
         """Cells that this launch put off; they have no end, and what they still say is not heard."""
@@ -72,21 +72,21 @@ class Launch:
             return
         match event["type"]:
             case "start":
-                self._rule.started(cell)
+                self.rule.started(cell)
             case "epoch":
                 self._judge(cell, event)
             case "end":
                 self._conclude(cell, event)
             case "retry":
-                self._rule.reopened(cell)
+                self.rule.reopened(cell)
 
     def _conclude(self, cell: Cell, event: Event) -> None:
         outcome = Outcome(event["outcome"])
         if outcome.is_terminal:
-            self._rule.ended(cell, event["metrics"].get(BEST_METRIC) if outcome is Outcome.DONE else None)
+            self.rule.ended(cell, event["metrics"].get(BEST_METRIC) if outcome is Outcome.DONE else None)
 
     def _judge(self, cell: Cell, event: Event) -> Verdict:
-        verdict = self._rule.record(cell, event["epoch"], event["metrics"].get(SELECTION_METRIC))
+        verdict = self.rule.record(cell, event["epoch"], event["metrics"].get(SELECTION_METRIC))
         self._verdicts[cell.cell_key] = verdict
         return verdict
 
@@ -136,16 +136,19 @@ class Launch:
         for cell in cells:
             if (outcome := self.outcome(cell.cell_key)) is not None and outcome.is_failure:
                 self.ledger.append("retry", cell_key=cell.cell_key, outcome=outcome.value)
-                self._rule.reopened(cell)
+                self.rule.reopened(cell)
 
     def eligible(self, todo: Iterable[Cell]) -> list[Cell]:
         """Those of these cells without an end that may run now, best first. None of them may be running."""
-        return self._rule.eligible([cell for cell in todo if self.outcome(cell.cell_key) is None])
+        return self.rule.eligible([cell for cell in todo if self.outcome(cell.cell_key) is None])
+
+    def doomed(self, todo: Iterable[Cell], *, last: bool = False) -> list[tuple[Cell, str]]:
+        """Those of these cells that wait and will never run, with the reason. last: nothing is eligible any more."""
+        return self.rule.dismissed([cell for cell in todo if self.outcome(cell.cell_key) is None], last=last)
 
     def dismiss(self, todo: Iterable[Cell], *, last: bool = False) -> None:
-        """End as stopped what waits and will never run. last: nothing is eligible any more. Raises LedgerError."""
-        waiting = [cell for cell in todo if self.outcome(cell.cell_key) is None]
-        for cell, reason in self._rule.dismissed(waiting, last=last):
+        """End the doomed among these as stopped. Raises LedgerError."""
+        for cell, reason in self.doomed(todo, last=last):
             self.end(cell.cell_key, Outcome.STOPPED, reason)
 
     # ------------------------------------------------------------------------------------------------- from trials
@@ -158,7 +161,7 @@ class Launch:
         try:
             stop = self._take(self.cells[cell_key], message) or bool(self.stopping)
         except LedgerError as error:
-            self._fail(error)
+            self.fail(error)
             stop = True
         if stop:
             self.budget.release(cell_key)
@@ -174,7 +177,7 @@ class Launch:
                 started = {name: message[name] for name in ("node", "pid", "from_epoch", "gpu_share")}
                 self.ledger.append("start", cell_key=key, attempt=self._state(key).attempt + 1, **started)
                 if self.outcome(key) is None:
-                    self._rule.started(cell)
+                    self.rule.started(cell)
                 return self.outcome(key) is not None
             case _ if key in self.paused:
                 return True
@@ -204,7 +207,7 @@ class Launch:
         try:
             self.end(cell_key, outcome, reason)
         except LedgerError as error:
-            self._fail(error)
+            self.fail(error)
 
     def end(
         self,
@@ -214,12 +217,19 @@ class Launch:
         epochs: int | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """Write the end of an attempt; what the training did not say of itself is taken from its epochs on record."""
+        """Write the end of an attempt; what the training did not say of itself is taken from its epochs on record. Out
+        of memory on a part of a GPU is no end yet: the cell is interrupted, to be tried once more alone."""
         cell = self.cells[cell_key]
         self.budget.release(cell_key)
         self._introduce(cell)
-        epochs = self._state(cell_key).epochs if epochs is None else epochs
-        event = self._write_end(cell, outcome, reason, epochs, metrics or {}, sync=True)
+        state = self._state(cell_key)
+        epochs = state.epochs if epochs is None else epochs
+        share = self.budget.shares.get(cell_key) or state.gpu_share
+        alone = outcome is Outcome.OOM and 0 < share < 1
+        if alone:
+            outcome, reason = Outcome.INTERRUPTED, outcomes.shared_oom(share, reason)
+        more = {"alone": True} if alone else {}
+        event = self._write_end(cell, outcome, reason, epochs, metrics or {}, sync=True, **more)
         if event and outcome.is_terminal:
             self._conclude(cell, event)
             self._ended_here += 1
@@ -227,7 +237,7 @@ class Launch:
                 self._on_end(cell_key)
 
     def _write_end(
-        self, cell: Cell, outcome: Outcome, reason: str, epochs: int, metrics: Metrics, *, sync: bool
+        self, cell: Cell, outcome: Outcome, reason: str, epochs: int, metrics: Metrics, *, sync: bool, **more: Any
     ) -> Event | None:
         state = self._state(cell.cell_key)
         predicted = {"memory/predicted_gib": cell.predicted_bytes / GIB}
@@ -240,18 +250,12 @@ class Launch:
             reason=reason,
             epochs=epochs,
             metrics={**predicted, **state.summary(), **metrics},
+            **more,
         )
 
     def _introduce(self, cell: Cell) -> None:
-        self.ledger.append(
-            "cell",
-            cell_key=cell.cell_key,
-            configuration_key=cell.configuration_key,
-            label=cell.label,
-            parameters=cell.parameters,
-            run=cell.run.model_dump(mode="json"),
-            predicted_bytes=cell.predicted_bytes,
-        )
+        if cell.cell_key not in self.ledger.state.cells:
+            self.ledger.append("cell", **facts.cell_event(cell))
 
     def _state(self, cell_key: str) -> CellState:
         return self.ledger.state.cells[cell_key]
@@ -273,12 +277,13 @@ class Launch:
         try:
             self.ledger.flush()
         except LedgerError as error:
-            self._fail(error)
+            self.fail(error)
         if not self.stopping and (spent := self.budget.spent()):
             self.spent, self.stopping = spent, "budget"
         return self.budget.is_idle if self.stopping == "budget" else bool(self.stopping)
 
-    def _fail(self, error: LedgerError) -> None:
+    def fail(self, error: LedgerError) -> None:
+        """End the launch because its ledger cannot be written; `failure` holds the error from now on."""
         self.failure = error
         self.halt(str(error))
 

@@ -83,6 +83,8 @@ class CellState:
     """Attempts started so far."""
     gpu_share: float = 0.0
     """Part of a GPU that the last attempt was given; 0 on CPU, and in ledgers that did not say."""
+    alone: bool = False
+    """It ran out of memory on a part of a GPU: from now on it gets a whole one."""
     running: bool = False
     """The last attempt has no end."""
     epochs: int = 0
@@ -179,6 +181,7 @@ class State:
                 cell = self.cells[event["cell_key"]]
                 outcome = Outcome(event["outcome"])
                 cell.running, cell.reason = False, event["reason"]
+                cell.alone = cell.alone or event.get("alone", False)
                 if outcome.is_terminal:
                     cell.outcome, cell.end_metrics = outcome, event["metrics"]
 

@@ -69,6 +69,12 @@ def reason(error: BaseException) -> str:
     return "\n".join(lines[-REASON_LINES:])
 
 
+def shared_oom(gpu_share: float, reason: str) -> str:
+    """The reason of an attempt that ran out of memory on a part of a GPU."""
+    last = reason.strip().splitlines()[-1:] or ["no reason given"]
+    return f"out of memory on {gpu_share:g} of a GPU, is tried once more alone on a whole one: {last[0]}"
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error, its causes and what was being handled, and the `cause` that Ray's RayTaskError carries."""
     seen: set[int] = set()

@@ -16,6 +16,7 @@ first seeds, second with second.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,9 +52,13 @@ class Rung:
     """The current front: memory and value, both strictly ascending."""
     strata: dict[int, dict[str, float]] = field(default_factory=dict)
     """Half-octave of memory -> cell_key -> value."""
+    top: dict[int, float] = field(default_factory=dict)
+    """The largest value of each half-octave."""
 
     def add(self, cell: Cell, value: float) -> None:
-        self.strata.setdefault(stratum(cell), {})[cell.cell_key] = value
+        group = stratum(cell)
+        self.strata.setdefault(group, {})[cell.cell_key] = value
+        self.top[group] = max(value, self.top.get(group, -math.inf))
         memory = cell.predicted_bytes
         place = bisect.bisect_right(self.memory, memory)
         if place and self.best[place - 1] >= value:
@@ -72,7 +77,7 @@ class Rung:
 
     def leads(self, cell: Cell, value: float) -> bool:
         """Whether nobody of the cell's half-octave has more."""
-        return value >= max(self.strata.get(stratum(cell), {}).values(), default=-math.inf)
+        return value >= self.top.get(stratum(cell), -math.inf)
 
 
 def stratum(cell: Cell) -> int:
@@ -110,6 +115,9 @@ class ParetoAsha:
         """Cells that have started or ended."""
         self.over: dict[str, float | None] = {}
         """Ended cells and their results."""
+        self.stale = False
+        self._looked_up_to = math.inf
+        """Rungs up to this epoch decide what `eligible` last said; all rungs and results, where it is infinite."""
 
     # ---------------------------------------------------------------------------------------------------- what happens
 
@@ -155,6 +163,7 @@ class ParetoAsha:
 
     def reopened(self, cell: Cell) -> None:
         self.over.pop(cell.cell_key, None)
+        self.stale = True
 
     def margin(self, level: int) -> float:
         """By how much a rival may be better at a rung."""
@@ -171,6 +180,7 @@ class ParetoAsha:
     def _add(self, cell: Cell, level: int, value: float) -> None:
         self.values.setdefault(cell.cell_key, {})[level] = value
         self._rung(cell, level).add(cell, value)
+        self.stale = self.stale or level <= self._looked_up_to
 
     def _reason(self, level: int, value: float, deficit: float, margin: float) -> str:
         return (
@@ -182,6 +192,7 @@ class ParetoAsha:
 
     def eligible(self, waiting: Sequence[Cell]) -> list[Cell]:
         """New cells first; without any, the promoted ones of the lowest rung; without these, further replicates."""
+        self.stale, self._looked_up_to = False, 0
         cut_off = [cell for cell in waiting if cell.cell_key in self.seen and cell.cell_key not in self.paused]
         new = [cell for cell in waiting if cell.cell_key not in self.seen and self.index[cell.cell_key] == 0]
         if cut_off or new:
@@ -189,22 +200,26 @@ class ParetoAsha:
         return self._promoted(waiting) or self._raced(waiting)
 
     def _promoted(self, waiting: Sequence[Cell]) -> list[Cell]:
-        cuts: dict[tuple[int, int, int], float] = {}
+        at: dict[int, list[tuple[int, Cell]]] = {}
+        for place, cell in enumerate(waiting):
+            if cell.cell_key in self.paused:
+                at.setdefault(self.paused[cell.cell_key], []).append((place, cell))
         for level in self.levels:
+            self._looked_up_to = level
+            cuts: dict[tuple[int, int], float] = {}
             found: list[tuple[float, int, Cell]] = []
-            for place, cell in enumerate(waiting):
+            for place, cell in at.get(level, []):
                 key = cell.cell_key
-                if self.paused.get(key) != level:
-                    continue
                 rung, value = self._rung(cell, level), self.values[key][level]
-                group = (level, self.index[key], stratum(cell))
+                group = (self.index[key], stratum(cell))
                 if group not in cuts:
-                    cuts[group] = self._cut(rung, group[2])
+                    cuts[group] = self._cut(rung, group[1])
                 deficit = rung.deficit(cell, value)
                 if deficit <= min(cuts[group], 1 + self.margin(level)) or self._leads(rung, cell, value):
                     found.append((deficit, place, cell))
             if found:
                 return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])]
+        self._looked_up_to = math.inf
         return []
 
     def _cut(self, rung: Rung, group: int) -> float:
@@ -219,27 +234,20 @@ class ParetoAsha:
             before = self.replicates[cell.configuration_key][: self.index[cell.cell_key]]
             if cell.cell_key not in self.seen and all(self.over.get(key) is not None for key in before):
                 found.append(cell)
-        results = self._results()
-        return [cell for cell in found if self._could_be_on_the_front(cell, results)]
+        if not found:
+            return []
+        race = Race(self._results())
+        return [cell for cell in found if race.could_be_on_the_front(cell, self.margin(self.end))]
 
-    def _results(self) -> dict[str, dict[int, float]]:
-        """Configuration -> replicate -> result."""
-        results: dict[str, dict[int, float]] = {}
+    def _results(self) -> dict[str, tuple[int, dict[int, float]]]:
+        """Configuration -> (memory, replicate -> result)."""
+        results: dict[str, tuple[int, dict[int, float]]] = {}
         for key, value in self.over.items():
             if value is not None:
-                results.setdefault(self.cells[key].configuration_key, {})[self.index[key]] = value
+                name = self.cells[key].configuration_key
+                memory = self.cells[self.replicates[name][0]].predicted_bytes
+                results.setdefault(name, (memory, {}))[1][self.index[key]] = value
         return results
-
-    def _could_be_on_the_front(self, cell: Cell, results: dict[str, dict[int, float]]) -> bool:
-        own = results.get(cell.configuration_key, {})
-        for rival, theirs in results.items():
-            shared = own.keys() & theirs.keys()
-            if self.cells[self.replicates[rival][0]].predicted_bytes > cell.predicted_bytes or not shared:
-                continue
-            margin = self.margin(self.end) / math.sqrt(len(shared))
-            if sum(theirs[i] for i in shared) > (1 + margin) * sum(own[i] for i in shared):
-                return False
-        return True
 
     def dismissed(self, waiting: Sequence[Cell], *, last: bool) -> list[tuple[Cell, str]]:
         found = []
@@ -256,6 +264,41 @@ class ParetoAsha:
             if last or (deficit > 1 + margin and not self._leads(rung, cell, value)):
                 found.append((cell, self._reason(level, value, deficit, margin)))
         return found
+
+
+class Race:
+    """Whose further replicates are worth a training: configurations against all others, over the replicates that both
+    have. results: configuration -> (memory, replicate -> result)."""
+
+    def __init__(self, results: dict[str, tuple[int, dict[int, float]]]) -> None:
+        self._results = results
+        self._groups: dict[frozenset[int], list[tuple[int, dict[int, float]]]] = {}
+        """By the replicates that they have, which are few sets."""
+        for memory, values in results.values():
+            self._groups.setdefault(frozenset(values), []).append((memory, values))
+        self._fronts: dict[tuple[frozenset[int], frozenset[int]], tuple[list[int], list[float]]] = {}
+
+    def could_be_on_the_front(self, cell: Cell, margin: float) -> bool:
+        """Whether no rival of no more memory is better by more than the margin, which shrinks as both have more."""
+        own = self._results[cell.configuration_key][1]
+        for group in self._groups:
+            shared = group.intersection(own)
+            if not shared:
+                continue
+            memory, best = self._front(group, shared)
+            place = bisect.bisect_right(memory, cell.predicted_bytes)
+            allowed = (1 + margin / math.sqrt(len(shared))) * math.fsum(own[i] for i in shared)
+            if place and best[place - 1] > allowed:
+                return False
+        return True
+
+    def _front(self, group: frozenset[int], shared: frozenset[int]) -> tuple[list[int], list[float]]:
+        """(memory, ascending; best sum of the shared results up to there) of a group."""
+        if (group, shared) not in self._fronts:
+            members = sorted((memory, math.fsum(values[i] for i in shared)) for memory, values in self._groups[group])
+            best = list(itertools.accumulate((total for _, total in members), max))
+            self._fronts[group, shared] = [memory for memory, _ in members], best
+        return self._fronts[group, shared]
 
 
 def _short_by(deficit: float) -> str:

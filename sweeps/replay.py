@@ -75,8 +75,8 @@ def run(
     """(cells that ran to their end, epochs trained, seconds). Cells start in a shuffle drawn from the seed. A pause and
     a promotion cost nothing, as a checkpoint is written after every epoch anyway.
 
-    rounds: what is eligible is handed over all at once, and the next time when nothing runs, as `sweeps.execute` does;
-    else whenever a worker is free."""
+    Whenever a worker is free it takes the best cell that may run, as `sweeps.feed` has it. rounds: for comparison, what
+    is eligible is handed over all at once, and the next time when nothing runs."""
     draw = random.Random(seed)
     by_key = {each.cell.cell_key: each for each in source}
     waiting = [each.cell for each in source]

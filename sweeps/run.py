@@ -8,6 +8,7 @@ message before Ray starts; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     sweep = spec.load(arguments.space, arguments.set, arguments.data)
+    if arguments.try_infeasible:
+        resources = sweep.resources.model_copy(update={"try_infeasible": True})
+        sweep = dataclasses.replace(sweep, resources=resources)
     plan = space.plan(sweep, _statistics(sweep))
     refusal = plans.refusal(sweep, plan)
     remaining.budget(sweep, options)
@@ -192,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of sweeps whose finished cells are taken over, beside those in the storage",
     )
     parser.add_argument("--no-reuse", action="store_true", help="train every cell here, whatever other sweeps hold")
+    parser.add_argument("--try-infeasible", action="store_true", help="also run cells predicted to fit no GPU")
     parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")

@@ -1,5 +1,5 @@
-"""The launch as Ray Tune sees it: a scheduler that hands every result to `Launch`, and a stopper that asks it whether
-to go on. Neither decides anything.
+"""The launch as Ray Tune sees it: a searcher that asks `Feed` for the next cell, a scheduler that hands every result to
+`Launch`, and a stopper that asks it whether to go on. None of them decides anything.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from ray.exceptions import RayActorError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from sweeps import outcomes
+from sweeps.feed import Feed
 from sweeps.launch import Launch
 from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
@@ -23,12 +25,47 @@ MOST_CHARACTERS = 200
 log = logging.getLogger(__name__)
 
 
+class LaunchSearcher(Searcher):
+    """Suggests the next cell of the feed. Tune asks before every event that it handles, ten times a second or more
+    often, and as long as nothing runs it waits for a second after every answer that there is nothing yet: the feed
+    gives that one only while cells are out."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__()
+        self._feed = feed
+        self.trials: dict[str, Trial] = {}
+        """By cell_key, from a cell's suggestion until it is seen that its trial is over."""
+
+    def __reduce__(self) -> Any:
+        return Searcher, ()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        # Tune has ways to give a trial up of which it tells nobody, so its word is not waited for.
+        for key in [key for key, trial in self.trials.items() if trial.is_finished()]:
+            del self.trials[key]
+            self._feed.over(key)
+        cell = self._feed.next()
+        if cell is None:
+            return Searcher.FINISHED if self._feed.finished else None
+        return {"cell_key": cell.cell_key, "gpu_share": self._feed.share(cell)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Seen at the next suggestion."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing is ever restored from there."""
+
+
 class LaunchScheduler(FIFOScheduler):
     """Trials start in the order given; the launch says which of them stop."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, searcher: LaunchSearcher) -> None:
         super().__init__()
         self._launch = launch
+        self._searcher = searcher
 
     def __reduce__(self) -> Any:
         # Tune writes its arguments to a file from which it could restore. Nothing is ever restored from there.
@@ -37,6 +74,10 @@ class LaunchScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """None: the pending trials are started in order anyway, and the inherited scan is slow for thousands."""
         return None
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Called for every new trial, and again when one is retried."""
+        self._searcher.trials[trial.config["cell_key"]] = trial
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if MESSAGE not in result:

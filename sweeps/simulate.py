@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--noise", type=float, default=0.05, help="of rung scores, where no curves are known")
     parser.add_argument("--repeats", type=int, default=10, help="shuffles to average over")
-    parser.add_argument("--rounds", action="store_true", help="promote only when nothing runs, as sweeps.run does")
+    parser.add_argument("--rounds", action="store_true", help="for comparison: promote only when nothing runs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:

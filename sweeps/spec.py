@@ -75,6 +75,10 @@ class Resources(Frozen):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     mps: bool = False
     """Run NVIDIA's Multi-Process Service on this machine for as long as a launch lasts."""
+    try_infeasible: bool = False
+    """auto: give cells that are predicted to fit no GPU a whole one, instead of not trying them."""
+    ahead: Annotated[int, Field(ge=0)] = 0
+    """Trials that wait for room, for a cluster that grows with the requests that wait."""
 
 
 class Budget(Frozen):

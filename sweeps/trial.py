@@ -32,6 +32,8 @@ Trainer = Callable[..., RunReport]
 CHECKPOINT_NAME = "last.pt"
 """As in `seqrec.trainer`, which would import torch here."""
 
+PEAK = "memory/peak_gib"
+
 MESSAGE = "message"
 """The only key of a result: one JSON text, which Tune carries without looking into it."""
 
@@ -51,16 +53,13 @@ def run(
     config: Mapping[str, Any],
     runs: Mapping[str, str],
     splits: Mapping[str, Split],
-    gpu_shares: Mapping[str, float],
     settings: Settings,
 ) -> None:
-    """The Ray trainable. config: the cell_key.
+    """The Ray trainable. config: the cell_key, and gpu_share, the part of a GPU that the trial was given; 0 on CPU.
 
-    runs: cell_key -> run as JSON text. splits: the run's data section as JSON text -> prepared data. gpu_shares:
-    cell_key -> part of a GPU, absent on CPU.
+    runs: cell_key -> run as JSON text. splits: the run's data section as JSON text -> prepared data.
     """
-    key = config["cell_key"]
-    gpu_share = gpu_shares.get(key, 0.0)
+    key, gpu_share = config["cell_key"], config["gpu_share"]
     _settle()
     _limit(settings.threads, gpu_share)
     workdir = settings.checkpoints / key
@@ -73,11 +72,11 @@ def run(
 
 def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, trainer: Trainer) -> dict[str, Any]:
     """The last message: how training ended. Raises only what must reach Ray."""
-    epochs = 0
+    epochs, peak_gib = 0, 0.0
 
     def on_epoch(report: EpochReport) -> None:
-        nonlocal epochs
-        epochs = report.epoch
+        nonlocal epochs, peak_gib
+        epochs, peak_gib = report.epoch, max(peak_gib, report.metrics.get(PEAK, 0.0))
         _send("epoch", epoch=report.epoch, metrics=_plain(report.metrics))
 
     try:
@@ -87,7 +86,8 @@ def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, tr
         if device == "cuda" and _context_is_lost():
             raise
         outcome = Outcome.INTERRUPTED if outcomes.is_full_disk(error) else outcomes.of(error)
-        return {"outcome": outcome, "reason": outcomes.reason(error), "epochs": epochs, "metrics": {}}
+        reached = {PEAK: max(peak_gib, _peak_gib())} if outcome is Outcome.OOM and device == "cuda" else {}
+        return {"outcome": outcome, "reason": outcomes.reason(error), "epochs": epochs, "metrics": reached}
     metrics = _plain(report.metrics)
     return {"outcome": Outcome.DONE, "reason": "", "epochs": report.epochs, "metrics": metrics}
 
@@ -140,6 +140,14 @@ def _settle() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gib() -> float:
+    """Most memory that this process held in tensors at a time since the piece of work began that ran out of it."""
+    import torch
+
+    return float(torch.cuda.max_memory_allocated() / 2**30)
 
 
 def _context_is_lost() -> bool:

@@ -1,60 +1,78 @@
-"""One Ray Tune experiment over some cells; what it makes of them is in the ledger, not in what it returns."""
+"""One Ray Tune experiment over the cells of a feed; what it makes of them is in the ledger, not in what it returns."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sweeps import cluster  # first: it sets the switches that Ray reads when it is imported
 from sweeps.launch import Launch
-from sweeps.scheduler import LaunchScheduler, LaunchStopper
+from sweeps.scheduler import LaunchScheduler, LaunchSearcher, LaunchStopper
 
 from ray import tune  # isort: skip
 
 from seqrec.data.tables import Split
 from sweeps import trial
-from sweeps.cells import Cell
+from sweeps.feed import Feed
 from sweeps.trial import Settings
+
+NO_LIMIT = 10_000
+"""Trials that Tune may hold in waiting; the feed gives it no more than can run."""
+LOOK_S = 2.0
+"""How old a look at the cluster may be: nodes come and go, and every look asks Ray's head."""
+
+
+class Slots:
+    """How many trials of a share of a GPU the cluster holds. cpus: of each trial."""
+
+    def __init__(self, cpus: float) -> None:
+        self._cpus = cpus
+        self._known: dict[float, int] = {}
+        self._since = -LOOK_S
+
+    def __call__(self, share: float) -> int:
+        if time.monotonic() - self._since >= LOOK_S:
+            self._known.clear()
+            self._since = time.monotonic()
+        if share not in self._known:
+            self._known[share] = cluster.slots(self._cpus, share)
+        return self._known[share]
 
 
 def fit(
     launch: Launch,
-    cells: Sequence[Cell],
+    feed: Feed,
     splits: Mapping[str, Split],
     settings: Settings,
     *,
     cpus: float,
-    gpu_shares: Mapping[str, float],
-    max_concurrent: int | None,
     retries: int,
 ) -> None:
-    """Run the cells, in their order, until all have ended or the launch asks to stop.
+    """Run what the feed hands over, until it has nothing more or the launch asks to stop.
 
-    splits: by the JSON text of a run's data section; sent once to every node. gpu_shares: by cell_key. retries: how
-    often a trial whose process died is started again.
+    splits: by the JSON text of a run's data section; sent once to every node. retries: how often a trial whose process
+    died is started again.
     """
-    runs = {cell.cell_key: cell.run.model_dump_json() for cell in cells}
-    share = max(gpu_shares.values(), default=0.0)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(16, 2 * cluster.slots(cpus, share)))
+    runs = {key: cell.run.model_dump_json() for key, cell in feed.waiting.items()}
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(NO_LIMIT)
 
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        gpu = gpu_shares.get(config["cell_key"], 0.0)
+        gpu = config["gpu_share"]
         return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}])
 
-    trainable = tune.with_parameters(
-        trial.run, runs=runs, splits=dict(splits), settings=settings, gpu_shares=gpu_shares
-    )
+    trainable = tune.with_parameters(trial.run, runs=runs, splits=dict(splits), settings=settings)
+    searcher = LaunchSearcher(feed)
     folder = Path(tempfile.mkdtemp(prefix="sweep-"))
     try:
         tune.Tuner(
             tune.with_resources(trainable, resources),
-            param_space={"cell_key": tune.grid_search(list(runs))},
             tune_config=tune.TuneConfig(
-                scheduler=LaunchScheduler(launch), reuse_actors=True, max_concurrent_trials=max_concurrent
+                search_alg=searcher, scheduler=LaunchScheduler(launch, searcher), num_samples=-1, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name="cells",

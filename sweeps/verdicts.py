@@ -26,6 +26,12 @@ class Rule(Protocol):
     """A stopping rule; its state depends on what it was told and in which order, on nothing else. Whoever feeds it the
     starts, epochs and ends of a ledger in their order has the rule that lived through them."""
 
+    @property
+    def stale(self) -> bool:
+        """Whether something happened since `eligible` was last asked that may have made more cells eligible, or others
+        better, than what it said. The start of a cell is no such thing, nor is a cell that joins those that wait."""
+        ...
+
     def started(self, cell: Cell) -> None:
         """An attempt of the cell begins."""
         ...
@@ -57,6 +63,10 @@ class Rule(Protocol):
 
 class Stopping:
     """A rule that only stops: what waits may run."""
+
+    @property
+    def stale(self) -> bool:
+        return False
 
     def started(self, cell: Cell) -> None:
         pass

@@ -120,6 +120,20 @@ class KilledError(Exception):
     pass
 
 
+def test_who_is_stopped_in_a_report_touches_the_checkpoint_no_more(tmp_path: Path) -> None:
+    """A sweep may go on with the cell in another process while this one still unwinds."""
+
+    def other_process_takes_over(report: EpochReport) -> None:
+        if report.epoch == 2:
+            for path in tmp_path.iterdir():
+                path.write_bytes(b"its own by now")
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        Script([0.1, 0.3, 0.2]).fit(epochs=3, workdir=tmp_path, on_epoch=other_process_takes_over)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"its own by now"]
+
+
 def test_resuming_reports_the_past_again_and_trains_only_the_rest(tmp_path: Path) -> None:
     scores = [0.1, 0.5, 0.2, 0.3, 0.4, 0.4]
     straight = Script(scores).fit(epochs=6, patience=3)

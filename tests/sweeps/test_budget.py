@@ -163,7 +163,7 @@ def test_a_launch_says_what_it_spent_and_how_to_go_on(
 def test_a_launch_over_its_gpu_hours_ends_in_the_middle(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each trial of a quarter GPU takes 0.25 GPU-hours; the third exceeds 0.6."""
+    """Each trial of a quarter GPU takes 0.25 GPU-hours; the third exceeds 0.6 and ends with its next epoch."""
     clock = Clock()
     monkeypatch.setattr(Budget, "__init__", _with_clock(Budget.__init__, clock))
     message = Launch.message
@@ -175,12 +175,12 @@ def test_a_launch_over_its_gpu_hours_ends_in_the_middle(
     monkeypatch.setattr(Launch, "message", slow)
     spec = space(resources=Resources(gpus_per_trial=0.25))
     assert execute.run(spec, PLAN, options(tmp_path, limit_gpu_hours=0.6)) == 0
-    assert [one["outcome"] for one in told(tmp_path / "s", "end")] == ["done", "done", "done"]
+    assert [one["outcome"] for one in told(tmp_path / "s", "end")] == ["done", "done", "interrupted"]
     assert told(tmp_path / "s", "close")[0]["reason"] == "budget"
     said = capsys.readouterr().out
     assert "Pareto front of s" in said
     assert "spent its budget: 0.6 h of GPU time" in said
-    assert "3 of 6 cells are left; the same command goes on with them." in said
+    assert "4 of 6 cells are left; the same command goes on with them." in said
 
 
 def _with_clock(original: Any, clock: Clock) -> Any:

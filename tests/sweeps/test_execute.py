@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +22,13 @@ from seqrec.errors import UserError
 from sweeps import cells, cluster, execute, stopping, tuning
 from sweeps.cells import Cell
 from sweeps.errors import LedgerBusy
+from sweeps.feed import Feed
 from sweeps.launch import Launch
 from sweeps.ledger import FILE_NAME, read
 from sweeps.options import Options
 from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
+from tests.sweeps.crank import Crank, Message, ended, started
 
 ROOT = Path(__file__).parents[2]
 DATA = Data(path="amazon_beauty_5core")
@@ -69,7 +72,8 @@ def space(**changes: Any) -> SweepSpec:
 
 
 class FakeRay:
-    """In the place of Ray: `outcomes` says how each cell ends, by batch size; cells not in it are given up silently."""
+    """In the place of Ray, with room for one cell: `outcomes` says how each cell ends, by batch size; cells not in it
+    are given up silently. `rounds`: the cells handed over, launch by launch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.outcomes: Mapping[int, str] = {}
@@ -79,6 +83,7 @@ class FakeRay:
         monkeypatch.setattr(cluster, "session", self.session)
         monkeypatch.setattr(cluster, "check", lambda cpus, gpus: None)
         monkeypatch.setattr(cluster, "gpu_bytes", lambda: 8 * 2**30)
+        monkeypatch.setattr(cluster, "slots", lambda cpus, gpus: 1)
         monkeypatch.setattr(tuning, "fit", self.fit)
         monkeypatch.setattr("seqrec.data.load", lambda run_data: None)
         monkeypatch.setattr("sweeps.facts.data_bytes", lambda split: 0)
@@ -93,21 +98,27 @@ class FakeRay:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def fit(self, launch: Launch, cells: list[Cell], splits: Any, settings: Any, **options: Any) -> None:
-        self.rounds.append([one.run.train.batch_size for one in cells])
-        self.options = options
+    def fit(self, launch: Launch, feed: Feed, splits: Any, settings: Any, **options: Any) -> None:
+        self.shares = {key: feed.share(one) for key, one in feed.waiting.items()}
         self.before_fit(launch)
-        for one in cells:
+
+        def script(one: Cell, share: float) -> Iterator[Message | None]:
             outcome = self.outcomes.get(one.run.train.batch_size)
-            if launch.should_stop() or outcome is None:
-                continue
-            launch.message(one.cell_key, {"kind": "start", "node": "n", "pid": 1, "from_epoch": 0, "gpu_share": 0.0})
-            (settings.checkpoints / one.cell_key).mkdir(parents=True)
-            for epoch in (1, 2, 3):
-                metrics = {"valid/ndcg_at_10": epoch / 10, "time/epoch_s": 1.0, "time/elapsed_s": 1.0 * epoch}
-                launch.message(one.cell_key, {"kind": "epoch", "epoch": epoch, "metrics": metrics})
-            end = {"kind": "end", "outcome": outcome, "reason": "", "epochs": 3, "metrics": {"test/ndcg_at_10": 0.2}}
-            launch.message(one.cell_key, end)
+            if outcome is None:
+                yield None
+            yield started(share=share)
+            (settings.checkpoints / one.cell_key).mkdir(parents=True, exist_ok=True)
+            for number in (1, 2, 3):
+                metrics = {"valid/ndcg_at_10": number / 10, "time/epoch_s": 1.0, "time/elapsed_s": 1.0 * number}
+                yield {"kind": "epoch", "epoch": number, "metrics": metrics}
+            if outcome == "oom":
+                yield ended(outcome, 3, "CUDA out of memory", **{"memory/peak_gib": 0.75})
+            yield ended(str(outcome), 3, **{"test/ndcg_at_10": 0.2})
+
+        crank = Crank(launch, feed, script, random.Random(0))
+        if not launch.should_stop():
+            crank.run()
+        self.rounds.append([one.run.train.batch_size for one in crank.order])
 
 
 @pytest.fixture
@@ -188,7 +199,7 @@ def test_only_errors_fail_a_sweep(
 def test_cells_that_tune_gives_up_are_tried_again_and_then_end(tmp_path: Path, ray: FakeRay) -> None:
     ray.outcomes = {1: "done"}
     assert execute.run(space(), PLAN, options(tmp_path)) == 1
-    assert ray.rounds == [[1, 2, 3, 4, 5, 6]] + [[2, 3, 4, 5, 6]] * (execute.ROUNDS - 1)
+    assert sorted(ray.rounds[0]) == [1] + [size for size in (2, 3, 4, 5, 6) for _ in range(3)]
     reasons = {event["reason"] for event in events(tmp_path, "end") if event["outcome"] == "error"}
     assert reasons == {"Ray gave the trial up 3 times; see ray.log"}
     assert events(tmp_path, "close")[-1]["remaining"] == 0

@@ -1,18 +1,19 @@
-"""Where trials run: on the cluster's GPUs, in shares by predicted memory, or on CPUs, which is said."""
+"""Where trials run: on the cluster's GPUs, in shares by predicted memory, alone after running out of it, or on CPUs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seqrec.errors import UserError
 from sweeps import execute
 from sweeps.ledger import FILE_NAME, read
-from sweeps.outcomes import Outcome
 from sweeps.space import Plan
 from sweeps.spec import Resources
 from tests.sweeps.test_execute import CELLS, PLAN, STATISTICS, FakeRay, events, options, ray as ray, space
@@ -20,15 +21,73 @@ from tests.sweeps.test_execute import CELLS, PLAN, STATISTICS, FakeRay, events, 
 assert ray  # the fixture
 
 
-def test_cells_that_fit_no_gpu_are_not_tried(tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 8 GiB."""
     monkeypatch.setattr("sweeps.environment.gpus", lambda: ("a GPU",))
-    large = replace(CELLS[0], predicted_bytes=20 * 2**30)
-    plan = Plan((large, *CELLS[1:]), 0, (), (), STATISTICS, "x")
-    assert execute.run(space(resources=Resources(gpus_per_trial="auto")), plan, options(tmp_path)) == 0
+
+
+AUTO = Resources(gpus_per_trial="auto")
+LARGE = replace(CELLS[0], predicted_bytes=20 * 2**30)
+WITH_LARGE = Plan((LARGE, *CELLS[1:]), 0, (), (), STATISTICS, "x")
+
+
+def of(tmp_path: Path, key: str, kind: str, field: str) -> list[Any]:
+    return [event[field] for event in events(tmp_path, kind) if event["cell_key"] == key]
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_cells_that_fit_no_gpu_are_not_tried(tmp_path: Path, ray: FakeRay) -> None:
+    assert execute.run(space(resources=AUTO), WITH_LARGE, options(tmp_path)) == 0
     assert ray.rounds == [[2, 3, 4, 5, 6]]
-    assert ray.options["gpu_shares"] == dict.fromkeys((one.cell_key for one in CELLS[1:]), 0.25)
-    [end] = [event for event in events(tmp_path, "end") if event["cell_key"] == large.cell_key]
-    assert end["outcome"] == Outcome.PREDICTED_OOM
+    assert ray.shares == dict.fromkeys((one.cell_key for one in CELLS[1:]), 0.25)
+    assert of(tmp_path, LARGE.cell_key, "end", "outcome") == ["predicted_oom"]
+    law = "its predicted peak of 21,474,836,480 bytes takes 25,377,636,352 with margin and context"
+    assert of(tmp_path, LARGE.cell_key, "end", "reason") == [f"{law}; the smallest GPU has 8,589,934,592"]
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_cells_that_fit_no_gpu_are_tried_on_request(tmp_path: Path, ray: FakeRay) -> None:
+    resources = AUTO.model_copy(update={"try_infeasible": True})
+    assert execute.run(space(resources=resources), WITH_LARGE, options(tmp_path)) == 0
+    assert ray.shares[LARGE.cell_key] == 1.0
+    assert {event["outcome"] for event in events(tmp_path, "end")} == {"done"}
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_out_of_memory_beside_others_is_tried_alone_and_then_is_the_end(tmp_path: Path, ray: FakeRay) -> None:
+    ray.outcomes = {**ray.outcomes, 3: "oom"}
+    assert execute.run(space(resources=AUTO), PLAN, options(tmp_path)) == 0
+    key = CELLS[2].cell_key
+    assert of(tmp_path, key, "start", "gpu_share") == [0.25, 1.0]
+    assert of(tmp_path, key, "end", "outcome") == ["interrupted", "oom"]
+    assert of(tmp_path, key, "end", "epochs") == [3, 3]
+    assert of(tmp_path, key, "end", "metrics")[-1]["memory/peak_gib"] == 0.75
+    [first, _] = of(tmp_path, key, "end", "reason")
+    assert first == "out of memory on 0.25 of a GPU, is tried once more alone on a whole one: CUDA out of memory"
+    assert set(Counter((event["cell_key"], event["epoch"]) for event in events(tmp_path, "epoch")).values()) == {1}
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_who_ran_out_of_memory_beside_others_is_alone_in_the_next_launch_too(tmp_path: Path, ray: FakeRay) -> None:
+    """The first launch is cut off right behind the first of the two tries."""
+    ray.outcomes = {**ray.outcomes, 3: "oom"}
+    execute.run(space(resources=AUTO), PLAN, options(tmp_path))
+    path = tmp_path / "s" / FILE_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    [cut] = [number for number, line in enumerate(lines) if b'"alone":true' in line]
+    path.write_bytes(b"".join(lines[: cut + 1]))
+    ray.outcomes = dict.fromkeys(range(1, 7), "done")
+    assert execute.run(space(resources=AUTO), PLAN, options(tmp_path)) == 0
+    key = CELLS[2].cell_key
+    assert of(tmp_path, key, "start", "gpu_share") == [0.25, 1.0]
+    assert of(tmp_path, key, "end", "outcome") == ["interrupted", "done"]
+
+
+def test_out_of_memory_on_the_host_is_the_end(tmp_path: Path, ray: FakeRay) -> None:
+    ray.outcomes = {**ray.outcomes, 3: "oom"}
+    execute.run(space(), PLAN, options(tmp_path))
+    assert of(tmp_path, CELLS[2].cell_key, "end", "outcome") == ["oom"]
 
 
 def test_a_machine_without_a_gpu_trains_on_its_cpus_and_says_so(
@@ -36,7 +95,7 @@ def test_a_machine_without_a_gpu_trains_on_its_cpus_and_says_so(
 ) -> None:
     monkeypatch.setattr("sweeps.environment.gpus", lambda: ())
     assert execute.run(space(resources=Resources()), PLAN, options(tmp_path)) == 0
-    assert ray.options["gpu_shares"] == {}
+    assert set(ray.shares.values()) == {0.0}
     assert capsys.readouterr().err.count("no GPU is seen on this machine") == 1
     assert execute.run(space(), PLAN, options(tmp_path / "told")) == 0
     assert "no GPU is seen" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from seqrec.config import Data, Run
 from seqrec.data.tables import Statistics
 from sweeps import cells, cluster, execute, stopping, tuning
 from sweeps.cells import Cell
+from sweeps.feed import Feed
 from sweeps.launch import Launch
 from sweeps.ledger import FILE_NAME, Event, read
 from sweeps.options import Options
@@ -23,6 +25,7 @@ from sweeps.outcomes import Outcome
 from sweeps.reuse import Finished
 from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
+from tests.sweeps.crank import Crank, Killed, Message, ended, started
 
 NDCG = "valid/ndcg_at_10"
 EPOCHS = 9
@@ -132,42 +135,31 @@ class Workers:
         self.draw = random.Random(seed)
         self.checkpoints: Counter[str] = Counter()
         self.trained: Counter[str] = Counter()
-        self.rounds: list[list[Cell]] = []
+        self.order: list[Cell] = []
         self.steps = 10**6
 
-    def fit(self, launch: Launch, some: list[Cell], *_: Any, **options: Any) -> None:
-        self.rounds.append(list(some))
-        waiting, running = list(some), []
-        while waiting or running:
-            while waiting and len(running) < 2:
-                one = waiting.pop(0)
-                running.append((one, self._trial(one)))
-            if self.steps == 0:
-                raise KeyboardInterrupt
-            self.steps -= 1
-            place = self.draw.randrange(len(running))
-            one, messages = running[place]
-            if launch.message(one.cell_key, next(messages)):
-                running.pop(place)
+    def fit(self, launch: Launch, feed: Feed, *_: Any, **options: Any) -> None:
+        crank = Crank(launch, feed, self._trial, self.draw, self.steps)
+        try:
+            crank.run()
+        finally:
+            self.order += crank.order
 
-    def _trial(self, one: Cell) -> Iterator[dict[str, Any]]:
+    def _trial(self, one: Cell, share: float) -> Iterator[Message]:
         done = self.checkpoints[one.cell_key]
-        yield {"kind": "start", "node": "n", "pid": 1, "from_epoch": done, "gpu_share": 0.0}
+        yield started(done)
         for number in range(1, EPOCHS + 1):
             if number > done:
                 self.trained[one.cell_key] += 1
                 self.checkpoints[one.cell_key] = number
             yield {"kind": "epoch", "epoch": number, "metrics": {NDCG: quality(one, number)}}
-        yield {"kind": "end", "outcome": "done", "reason": "", "epochs": EPOCHS, "metrics": {}}
+        yield ended("done", EPOCHS)
 
 
 def sweep(directory: Path, workers: Workers) -> dict[str, Outcome | None]:
     """One launch as `execute` drives it; how every cell ended."""
     launch = opened(directory)
-    while ready := launch.eligible(CELLS):
-        workers.fit(launch, ready)
-        launch.dismiss(CELLS)
-    launch.dismiss(CELLS, last=True)
+    workers.fit(launch, Feed(launch, CELLS, slots=lambda share: 2, shares={}))
     launch.close()
     return {one.cell_key: launch.outcome(one.cell_key) for one in CELLS}
 
@@ -180,38 +172,34 @@ def test_whatever_crashes_every_cell_ends_as_without_them(
     directory, workers = tmp_path_factory.mktemp("sweep"), Workers(seed)
     for steps in crashes:
         workers.steps = steps
-        launch = Launch(directory, CELLS, stopping.rule(SPEC, CELLS))
-        launch.open("sweep", "id", cell_keys=[])
-        try:
-            while ready := launch.eligible(CELLS):
-                workers.fit(launch, ready)
-                launch.dismiss(CELLS)
-        except KeyboardInterrupt:
-            pass
+        launch = opened(directory)
+        with suppress(Killed):
+            workers.fit(launch, Feed(launch, CELLS, slots=lambda share: 2, shares={}))
         launch.ledger.close()
     workers.steps = 10**6
-    ended = sweep(directory, workers)
+    after = sweep(directory, workers)
     calm = sweep(tmp_path_factory.mktemp("calm"), Workers(seed))
-    assert ended == calm
+    assert after == calm
     assert sorted(calm.values(), key=str) == ["done"] * 10 + ["stopped"] * 6
     assert max(workers.trained.values()) == EPOCHS, "no epoch is trained twice"
     told = Counter((event["cell_key"], event["epoch"]) for event in events(directory, "epoch"))
     assert set(told.values()) == {1}
 
 
-def test_the_driver_hands_over_rung_by_rung_and_replicates_last(
+def test_the_driver_promotes_lower_rungs_first_and_starts_replicates_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Any
 ) -> None:
     workers = Workers(0)
     _no_ray(monkeypatch, workers)
     plan = Plan(tuple(CELLS), 0, (), (), STATISTICS, "somewhere.parquet")
     assert execute.run(space(SPEC), plan, Options(storage=tmp_path, no_tracking=True, quiet=True)) == 0
-    first = [one for one in CELLS if one.run.train.seed == 1]
-    assert workers.rounds[0] == first
-    assert {one.run.train.batch_size for one in workers.rounds[1]} == {1, 2, 3, 6, 7, 8}
-    assert {one.run.train.batch_size for one in workers.rounds[2]} == {1, 2, 3, 7, 8}
-    assert all(one.run.train.seed == 1 for some in workers.rounds[:3] for one in some)
-    assert all(one.run.train.seed == 2 for some in workers.rounds[3:] for one in some)
+    sizes = [(one.run.train.batch_size, one.run.train.seed) for one in workers.order]
+    assert sizes[:8] == [(size, 1) for size in range(1, 9)]
+    first = [size for size, seed in sizes if seed == 1]
+    assert Counter(first) == {1: 3, 2: 3, 3: 3, 4: 1, 5: 1, 6: 2, 7: 3, 8: 3}
+    assert max(place for place, (_, seed) in enumerate(sizes) if seed == 1) < min(
+        place for place, (_, seed) in enumerate(sizes) if seed == 2
+    )
     assert len(events(tmp_path / "s", "end")) > len(CELLS)
     assert events(tmp_path / "s", "close")[0]["remaining"] == 0
 
@@ -258,6 +246,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
 
     monkeypatch.setattr(cluster, "session", lambda address, **options: Session())
     monkeypatch.setattr(cluster, "check", lambda cpus, gpus: None)
+    monkeypatch.setattr(cluster, "slots", lambda cpus, gpus: 2)
     monkeypatch.setattr(tuning, "fit", workers.fit)
     monkeypatch.setattr("seqrec.data.load", lambda run_data: None)
     monkeypatch.setattr("sweeps.facts.data_bytes", lambda split: 0)

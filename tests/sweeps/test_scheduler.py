@@ -12,9 +12,10 @@ import pytest
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from sweeps.outcomes import Outcome
-from sweeps.scheduler import LaunchScheduler, LaunchStopper
+from sweeps.scheduler import LaunchScheduler, LaunchSearcher, LaunchStopper
 from sweeps.trial import MESSAGE
 
 
@@ -37,6 +38,28 @@ class FakeLaunch:
         return self.stop
 
 
+class FakeFeed:
+    """Hands over what it is given."""
+
+    def __init__(self, *cells: Any) -> None:
+        self.cells = list(cells)
+        self.ended: list[str] = []
+        self.finished = False
+
+    def next(self) -> Any:
+        return self.cells.pop(0) if self.cells else None
+
+    def share(self, cell: Any) -> float:
+        return 0.25
+
+    def over(self, cell_key: str) -> None:
+        self.ended.append(cell_key)
+
+
+def searcher(feed: FakeFeed) -> LaunchSearcher:
+    return LaunchSearcher(feed)  # type: ignore[arg-type]
+
+
 def trial(error_file: Path | None = None, recovers: bool = False) -> Any:
     path = str(error_file) if error_file else None
     return SimpleNamespace(
@@ -45,7 +68,7 @@ def trial(error_file: Path | None = None, recovers: bool = False) -> Any:
 
 
 def adapter(launch: FakeLaunch) -> LaunchScheduler:
-    return LaunchScheduler(launch)  # type: ignore[arg-type]
+    return LaunchScheduler(launch, searcher(FakeFeed()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("stop", "decision"), [(True, TrialScheduler.STOP), (False, TrialScheduler.CONTINUE)])
@@ -101,12 +124,15 @@ def test_an_error_that_cannot_be_read_is_still_an_error(tmp_path: Path, content:
     assert [loss[2] for loss in launch.losses] == [Outcome.ERROR, Outcome.ERROR]
 
 
-def test_tune_can_pickle_both_without_the_launch() -> None:
+def test_tune_can_pickle_all_three_without_the_launch() -> None:
     launch = FakeLaunch()
     launch.lock = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115 - what a real launch cannot pickle
     copy = pickle.loads(pickle.dumps(adapter(launch)))
     assert type(copy) is FIFOScheduler
     pickle.dumps(LaunchStopper(launch))  # type: ignore[arg-type]
+    feed = FakeFeed()
+    feed.lock = launch.lock  # type: ignore[attr-defined]
+    pickle.dumps(searcher(feed))
     launch.lock.close()  # type: ignore[attr-defined]
 
 
@@ -118,3 +144,28 @@ def test_the_stopper_asks_the_launch() -> None:
 
 def test_no_trial_is_chosen_out_of_turn() -> None:
     assert adapter(FakeLaunch()).choose_trial_to_run(None) is None
+
+
+def test_the_searcher_passes_on_what_the_feed_says() -> None:
+    feed = FakeFeed(SimpleNamespace(cell_key="k"))
+    asked = searcher(feed)
+    assert asked.suggest("t") == {"cell_key": "k", "gpu_share": 0.25}
+    assert asked.suggest("t") is None
+    feed.finished = True
+    assert asked.suggest("t") == Searcher.FINISHED
+
+
+def test_a_trial_that_is_over_is_seen_however_it_ended() -> None:
+    """A retried one is not, though Tune has called it failed in between."""
+    feed = FakeFeed()
+    asked = searcher(feed)
+    scheduler = LaunchScheduler(FakeLaunch(), asked)  # type: ignore[arg-type]
+    one = SimpleNamespace(config={"cell_key": "k"}, is_finished=lambda: False)
+    scheduler.on_trial_add(None, one)  # type: ignore[arg-type]
+    scheduler.on_trial_add(None, one)  # type: ignore[arg-type]
+    asked.suggest("t")
+    assert feed.ended == []
+    one.is_finished = lambda: True
+    asked.suggest("t")
+    asked.suggest("t")
+    assert feed.ended == ["k"], "once"

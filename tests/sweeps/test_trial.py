@@ -36,7 +36,9 @@ def call(directory: Path, trainer: Callable[..., RunReport]) -> None:
     threads = torch.get_num_threads()
     splits: Any = {DATA_KEY: "the data"}
     try:
-        trial.run({"cell_key": "k"}, {"k": RUN.model_dump_json()}, splits, {}, Settings(directory, 1, trainer))
+        trial.run(
+            {"cell_key": "k", "gpu_share": 0.0}, {"k": RUN.model_dump_json()}, splits, Settings(directory, 1, trainer)
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -115,3 +117,20 @@ def test_the_checkpoint_it_looks_at_is_the_trainer_s() -> None:
     from seqrec.trainer import CHECKPOINT_NAME
 
     assert trial.CHECKPOINT_NAME == CHECKPOINT_NAME
+
+
+def test_out_of_memory_on_a_gpu_tells_the_peak_it_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trial.tune, "report", lambda result: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def trainer(run: Run, *, on_epoch: Any, **rest: Any) -> RunReport:
+        on_epoch(EpochReport(1, {"memory/peak_gib": 2.0}))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = []
+    for now in (3.5, 1.5):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda now=now: int(now * 2**30))
+        found.append(trial._train(RUN, {DATA_KEY: None}, tmp_path, "cuda", trainer))  # type: ignore[dict-item]
+    assert [last["metrics"] for last in found] == [{"memory/peak_gib": 3.5}, {"memory/peak_gib": 2.0}]
+    assert {last["outcome"] for last in found} == {"oom"}
+    assert trial._train(RUN, {DATA_KEY: None}, tmp_path, "cpu", trainer)["metrics"] == {}  # type: ignore[dict-item]
