@@ -44,7 +44,7 @@ def train(
     if there is one. Raises UserError before anything is trained, DivergedError, CheckpointError, and torch's
     OutOfMemoryError.
     """
-    place = _device(device)
+    place = device_of(device)
     _choice(run.train, place)
     if split is None:
         split = data.load(run.data)
@@ -162,7 +162,8 @@ def _summary(fitted: Fitted) -> Metrics:
     return metrics
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """torch's device of that name; None: CUDA if there is one. Raises UserError for one that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -151,6 +151,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         command=arguments.command,
         num_cpus=arguments.num_cpus,
         quiet=arguments.quiet,
+        retime=arguments.retime,
         keep_checkpoints=arguments.keep_checkpoints,
     )
 
@@ -192,6 +193,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of sweeps whose finished cells are taken over, beside those in the storage",
     )
     parser.add_argument("--no-reuse", action="store_true", help="train every cell here, whatever other sweeps hold")
+    parser.add_argument(
+        "--retime",
+        action=argparse.BooleanOptionalAction,
+        help="time the front's cells again at the end, alone, where they shared; default: resources.retime",
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")

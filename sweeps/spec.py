@@ -73,6 +73,8 @@ class Resources(Frozen):
     gpus_per_trial: Annotated[float, Field(ge=0.0)] | Literal["auto"] = 0.0
     """A share of a GPU; auto: from the predicted memory."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    retime: Literal["front", "none"] = "none"
+    """front: cells of the front whose times were taken while sharing are timed again at the end, alone."""
 
 
 class Budget(Frozen):
