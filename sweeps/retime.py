@@ -55,6 +55,7 @@ def front(
     keys = due(launch.ledger.path.parent)
     if not keys:
         return False
+    print(f"timing {len(keys)} cells of the front again, alone")
     try:
         done = _time(launch, keys, spec, options, begin, measure)
     except (UserError, TimeoutError) as error:

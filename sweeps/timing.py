@@ -113,9 +113,12 @@ class Timings:
 
     def of(self, cell_key: str) -> str:
         """How the times of a cell were taken; `NONE` before its first epoch."""
+        cell = self._cells.get(cell_key)
+        return AGAIN if cell and cell.again else self.of_training(cell_key)
+
+    def of_training(self, cell_key: str) -> str:
+        """The same of the times that its training took, which a second timing replaces only in part."""
         cell = self._cells.get(cell_key, _Cell())
-        if cell.again:
-            return AGAIN
         if not cell.epochs:
             return NONE
         if cell.source is not None:

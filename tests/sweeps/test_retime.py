@@ -15,6 +15,7 @@ import pytest
 from seqrec import data, stopwatch
 from seqrec.config import Run
 from seqrec.data.tables import Split
+from seqrec.errors import UserError
 from seqrec.reports import EpochReport, Metrics, RunReport
 from sweeps import alone, budget, cells, execute, remaining, results, retime, run as command
 from sweeps.alone import Timed
@@ -153,6 +154,21 @@ def test_a_failure_is_a_note_and_the_result_stands(
     times.given = {}
     execute.run(space(resources=SHARED), PLAN, options(tmp_path))
     assert times.asked[1] == [FRONT[1]], "tried again by the next launch"
+
+
+@quarter
+@pytest.mark.parametrize("error", [TimeoutError("no whole GPU became free"), UserError("resources: got 1 GPU")])
+def test_without_a_whole_gpu_it_is_left_out_with_a_note(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def each(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(alone, "each", each)
+    assert execute.run(space(resources=SHARED), PLAN, options(tmp_path)) == 0
+    assert f"note: the front was not timed again: {error}" in capsys.readouterr().err
+    assert (tmp_path / "s" / "report" / "pareto.html").exists()
+    assert events(tmp_path, "close")[-1]["reason"] == "finished"
 
 
 @quarter

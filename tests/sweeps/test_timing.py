@@ -157,6 +157,7 @@ def test_a_second_timing_wins() -> None:
     story.end("a", 1)
     story.tell("timing", cell_key="a", epochs=3, metrics={"time/epoch_s": 1.0}, node="n", gpu="g")
     assert story.of("a") == AGAIN
+    assert story.timings.of_training("a") == SHARED, "of the elapsed time, say"
 
 
 def test_what_was_taken_over_is_as_its_ledger_said() -> None:
