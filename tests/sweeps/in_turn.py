@@ -133,8 +133,8 @@ def state() -> dict[str, Any]:
         found["device's generator"] = _digest(torch.cuda.get_rng_state().numpy().tobytes())
         found["device's memory"] = [torch.cuda.memory_allocated(), torch.cuda.memory_reserved()]
         held = trial._resident()._held
-        assert held is not None
-        found["bytes of the data"] = sum(-(-t.nbytes // 512) * 512 for t in (held.items, held.ends, held.lengths))
+        kept = () if held is None else (held.items, held.ends, held.lengths)
+        found["bytes of the data"] = sum(-(-tensor.nbytes // 512) * 512 for tensor in kept)
     return found
 
 
