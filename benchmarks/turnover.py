@@ -4,8 +4,8 @@ processes gain over fresh ones.
     python -m benchmarks turnover --cells 24 --fresh 8
 
 A real sweep on Ray inside this process, one trial at a time, on a GPU where there is one: short cells that take turns
-among some losses, with a seed each. Every training is `seqrec.train.train`; a clock in the worker notes when it passes
-from one part to the next:
+among some losses, with a seed each. Every training is a worker's own; a clock in the worker notes when it passes from
+one part to the next:
 
 driver    the end is told, Tune and the ledger take it in and hand over the next cell
 settle    garbage and the allocator's cache of the cell before
@@ -111,18 +111,18 @@ def _wind() -> None:
 
 @dataclass(frozen=True)
 class Clocked:
-    """seqrec's training, with a clock in its process."""
+    """A worker's own training, with a clock in its process."""
 
     log: Path
 
     def __call__(self, run: Run, **options: Any) -> RunReport:
-        from seqrec.train import train
+        from sweeps import trial
 
         if not _seen:
             _wind()
         _mark("parsed")
         try:
-            return train(run, **options)
+            return trial._seqrec(run, **options)
         finally:
             if "end" in _marks:
                 line = {"pid": os.getpid(), "new": run.loss.name not in _seen, "marks": dict(_marks)}
