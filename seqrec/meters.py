@@ -78,6 +78,15 @@ def release(device: torch.device) -> None:
     return_cache(device)
 
 
+def forget_workspaces() -> None:
+    """Frees the matrix library's workspaces, one for each thread and stream that it has seen, so that the next run
+    makes and counts its own as a process's first does. No captured step may be replayed after: it would write to one.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
+
+
 def return_cache(device: torch.device) -> None:
     """Hands the allocator's unused memory back, so that one scope's reserve is not read as another's."""
     if device.type == "cuda":

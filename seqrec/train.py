@@ -7,7 +7,8 @@ import json
 import logging
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,10 @@ import torch
 
 from seqrec import data, feasibility, losses, memory, meters, models, seeding, trainer, yamlfile
 from seqrec.config import NUMERICS_VERSION, SELECTION_METRIC, Bert4rec, Run, Train, parse
-from seqrec.data.batches import Batches, CausalBatches
+from seqrec.data.batches import Batches, CausalBatches, DeviceSequences
 from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import NegativeSampler
+from seqrec.data.resident import Resident
 from seqrec.data.tables import Holdout, Split
 from seqrec.engine import Engine
 from seqrec.errors import ConfigError, SeqrecError, UserError, message
@@ -40,24 +42,27 @@ def train(
     workdir: Path | None = None,
     device: str | None = None,
     keep: Keep = EVERY_EPOCH,
+    resident: Resident | None = None,
 ) -> RunReport:
     """Trains `run`, reloads the weights of its best validation and measures them on the test items, once.
 
     split: the data set, if the caller holds it already (several runs of one process). on_epoch, workdir, keep: as in
     `trainer.fit`; with a workdir, an interrupted run goes on where it stopped. device: torch's name for it; None: CUDA
-    if there is one. Raises UserError before anything is trained, DivergedError, CheckpointError, and torch's
-    OutOfMemoryError.
+    if there is one. resident: keeps the training set on the device for the next run of the process. Raises UserError
+    before anything is trained, DivergedError, CheckpointError, and torch's OutOfMemoryError.
     """
-    place = _device(device)
+    place = device_of(device)
     _choice(run.train, place)
     if split is None:
         split = data.load(run.data)
     feasibility.check(run, split.statistics)
     meters.release(place)
-    with meters.current(place), seeding.isolated(place):
+    resident = resident or Resident()
+    with meters.current(place), seeding.isolated(place), _dropped_without_memory(resident):
+        held = resident.of(split.train, place)
         seeding.seed_weights(run.train.seed)
         model = models.build(run.model, split.n_items).to(place)
-        engine = build_engine(run, split, model, place)
+        engine = build_engine(run, split, model, place, held)
         fitted = trainer.fit(
             engine,
             lambda: _evaluate(run, split, model, split.valid, lists=False),
@@ -75,8 +80,21 @@ def train(
     return RunReport(len(fitted.history), fitted.stopped_early, metrics, fitted.history)
 
 
-def build_engine(run: Run, split: Split, model: SequenceModel, device: torch.device) -> Engine:
-    """What trains `model`, which is on the device already: its loss, its negatives and its batches."""
+@contextmanager
+def _dropped_without_memory(resident: Resident) -> Iterator[None]:
+    """A process that ran out of memory keeps nothing on the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        resident.drop()
+        raise
+
+
+def build_engine(
+    run: Run, split: Split, model: SequenceModel, device: torch.device, held: DeviceSequences | None = None
+) -> Engine:
+    """What trains `model`, which is on the device already: its loss, its negatives and its batches. held:
+    `split.train`, where that is on the device too."""
     engine = _choice(run.train, device)
     precision = run.train.precision
     lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
@@ -86,7 +104,7 @@ def build_engine(run: Run, split: Split, model: SequenceModel, device: torch.dev
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
-    batches = _batches(run, split, device)
+    batches = _batches(run, split, device, held)
     if engine == "eager":
         return Engine(model, loss, sampler, batches, run.train, device, low)
     from seqrec.captured import CapturedEngine  # brings triton, which a CPU does not need
@@ -116,7 +134,7 @@ def _loss(run: Run, n_items: int, width: int, device: torch.device, engine: str,
     return losses.build(run.loss, n_items)
 
 
-def _batches(run: Run, split: Split, device: torch.device) -> Batches:
+def _batches(run: Run, split: Split, device: torch.device, held: DeviceSequences | None) -> Batches:
     """What the run's model is trained on."""
     kind: Callable[..., Batches] = CausalBatches
     if isinstance(run.model, Bert4rec):
@@ -128,6 +146,7 @@ def _batches(run: Run, split: Split, device: torch.device) -> Batches:
         drop_last=run.train.drop_last,
         seed=run.train.seed,
         device=device,
+        held=held,
     )
 
 
@@ -167,7 +186,8 @@ def _summary(fitted: Fitted) -> Metrics:
     return metrics
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """torch's device of that name; None: CUDA if there is one. Raises UserError for one that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -172,6 +172,8 @@ def _basis(card: Card, strange: Counter[str], cells: int, measured: Measured | N
     notes = []
     if measured:
         what = f"{measured.cells:,} cells of {measured.path} on {measured.hardware}, as they ran there"
+        if measured.shared:
+            what += f", {measured.shared:,} of them sharing it with others"
         notes.append(f"{what}; configurations that it lacks by {forms}, corrected by its ratio for the loss")
     else:
         notes.append(f"{forms}, one training alone on the card")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from seqrec import data
 from seqrec.data.tables import Split, Statistics
 from seqrec.errors import UserError, message
-from sweeps import facts, mps, placement, remaining, reuse, stopping
+from sweeps import facts, mps, placement, remaining, retime, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.feed import Feed
@@ -76,6 +76,12 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             launch.adopt(key, cell)
         launch.retry(todo)
 
+    def begin_late() -> None:
+        """The same, where timing again is all that there is to do."""
+        if not (todo or taken):
+            begin()
+            _start(tracker)
+
     tracker = _tracker(launch, options)
     try:
         with _closed(launch), _signals(launch):
@@ -84,13 +90,14 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             elif taken:
                 begin()
                 _start(tracker)
+            timed = retime.front(launch, spec, options, begin_late)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         _finish_tracking(tracker, directory)
         return EXIT_FAILED
     if taken:
         print(f"{len(taken):,} cells were finished in other sweeps and are taken over.")
-    if todo or taken:
+    if todo or taken or timed:
         if not launch.trouble:
             _report(directory, tracker)
         _print_front(directory, launch, options)

@@ -103,6 +103,8 @@ class CellState:
     epoch_s: list[float] = field(default_factory=list)
     """Training seconds of every epoch."""
     end_metrics: Metrics = field(default_factory=dict)
+    timed: bool = False
+    """A second timing is on record."""
     source: dict[str, Any] | None = None
     """The sweep that trained it, if that was another one."""
 
@@ -137,8 +139,8 @@ class State:
     cells: dict[str, CellState] = field(default_factory=dict)
 
     def accepts(self, event: Mapping[str, Any]) -> bool:
-        """False for what must stand at most once and does already: a cell, its epoch, its terminal end; and for a retry
-        of what did not fail."""
+        """False for what must stand at most once and does already: a cell, its epoch, its terminal end, a second
+        timing; and for a retry of what did not fail, a timing of what is not done."""
         cell = self.cells.get(event.get("cell_key", ""))
         match event["type"]:
             case "cell":
@@ -151,6 +153,8 @@ class State:
                 return cell is not None and cell.outcome is None and cell.source != event["source"]
             case "retry":
                 return cell is not None and cell.outcome is not None and cell.outcome.is_failure
+            case "timing":
+                return cell is not None and cell.outcome is Outcome.DONE and not cell.timed
         return True
 
     def apply(self, event: Event) -> None:
@@ -174,6 +178,8 @@ class State:
                 self._apply_epoch(self.cells[event["cell_key"]], event)
             case "reuse":
                 self.cells[event["cell_key"]].source = event["source"]
+            case "timing":
+                self.cells[event["cell_key"]].timed = True
             case "retry":
                 cell = self.cells[event["cell_key"]]
                 cell.outcome, cell.reason, cell.end_metrics = None, "", {}

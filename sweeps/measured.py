@@ -12,6 +12,7 @@ from seqrec.errors import UserError, message
 from sweeps.cells import Cell
 from sweeps.ledger import FILE_NAME, State, read
 from sweeps.outcomes import Outcome
+from sweeps.timing import SHARED, Timings
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Measured:
     epochs_share: float
     """Epochs run, of those allowed: what stopping and patience left of them."""
     hardware: str
+    shared: int = 0
+    """Of the cells: trained beside others, whose times are too long for a GPU of their own."""
 
     def seconds(self, cell: Cell, predicted_s: float | None) -> float | None:
         """An epoch of a cell: of its configuration; else its prediction corrected by the loss's ratio; else, where
@@ -49,9 +52,10 @@ def load(place: Path, data: Statistics) -> Measured:
     path = place / FILE_NAME if place.is_dir() else place
     if not path.is_file():
         raise UserError(message("--times", str(place), f"a sweep's folder, or its {FILE_NAME}"))
-    state, runs = State(), {}
+    state, runs, timings = State(), {}, Timings()
     for event, _ in read(path):
         state.apply(event)
+        timings.add(event)
         if event["type"] == "cell":
             runs[event["cell_key"]] = event["run"]
     plan = state.plan or {}
@@ -61,7 +65,7 @@ def load(place: Path, data: Statistics) -> Measured:
     by_key: dict[str, list[float]] = {}
     ratios: dict[str, list[float]] = {}
     by_loss: dict[str, list[float]] = {}
-    run_epochs = allowed = cells = 0
+    run_epochs = allowed = cells = shared = 0
     for key, cell in state.cells.items():
         elapsed_s = cell.last_metrics.get("time/elapsed_s")
         if cell.outcome not in (Outcome.DONE, Outcome.STOPPED) or not cell.epochs or elapsed_s is None:
@@ -69,6 +73,7 @@ def load(place: Path, data: Statistics) -> Measured:
         run = config.parse(runs[key])
         seconds = elapsed_s / cell.epochs
         cells, run_epochs, allowed = cells + 1, run_epochs + cell.epochs, allowed + run.train.epochs
+        shared += timings.of_training(key) == SHARED
         by_key.setdefault(cell.configuration_key, []).append(seconds)
         by_loss.setdefault(run.loss.name, []).append(seconds)
         if predicted := epoch_time.predict(run, data):
@@ -85,4 +90,5 @@ def load(place: Path, data: Statistics) -> Measured:
         {loss: statistics.median(found) for loss, found in by_loss.items()},
         run_epochs / allowed,
         environment.get("gpu") or environment.get("cpu", "unknown hardware"),
+        shared,
     )

@@ -35,5 +35,7 @@ class Options:
     """Cores of the embedded Ray; None: all."""
     quiet: bool = False
     """No live view."""
+    retime: bool | None = None
+    """Time the front's cells again, alone, where they shared; wins over the search space's `resources.retime`."""
     keep_checkpoints: bool = False
     """Also keep the checkpoints of finished cells."""

@@ -16,7 +16,7 @@ import moocore
 import numpy as np
 
 from seqrec.errors import UserError, message
-from sweeps import results
+from sweeps import results, timing
 from sweeps.results import Configuration
 
 
@@ -115,6 +115,8 @@ def as_json(configuration: Configuration) -> dict[str, Any]:
         "seeds": configuration.n,
         "seeds_planned": configuration.planned,
         "test": configuration.test,
+        "epoch_s": configuration.epoch_s,
+        "timing": configuration.timing,
         "cell_keys": list(configuration.cell_keys),
     }
 
@@ -135,7 +137,17 @@ def write_csv(configurations: Sequence[Configuration], out: TextIO) -> None:
     """One line a configuration; parameters and test metrics as columns."""
     parameters = list(dict.fromkeys(key for c in configurations for key in c.parameters))
     tests = list(dict.fromkeys(key for c in configurations for key in c.test))
-    fixed = ["loss", "label", "memory_gib", "valid_ndcg_at_10", "valid_ndcg_at_10_sd", "seeds", "seeds_planned"]
+    fixed = [
+        "loss",
+        "label",
+        "memory_gib",
+        "valid_ndcg_at_10",
+        "valid_ndcg_at_10_sd",
+        "seeds",
+        "seeds_planned",
+        "epoch_s",
+        "timing",
+    ]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*fixed, *parameters, *tests, "configuration_key"])
     for c in configurations:
@@ -177,7 +189,7 @@ def _print_table(sweep: results.Sweep, configurations: Sequence[Configuration]) 
         return
     view = Table(title=f"Pareto front of {sweep.name}", title_justify="left", caption_justify="left")
     view.add_column("loss")
-    for name in ("GiB", "valid NDCG@10", "test NDCG@10", "seeds"):
+    for name in ("GiB", "valid NDCG@10", "test NDCG@10", "seeds", "s/epoch"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("configuration")
     for c in listed:
@@ -185,9 +197,12 @@ def _print_table(sweep: results.Sweep, configurations: Sequence[Configuration]) 
         tested = "-" if c.test_quality is None else f"{c.test_quality:.4f}"
         seeds = f"{c.n}" if c.n == c.planned else f"{c.n} of {c.planned}"
         label = escape(c.label.removeprefix(f"{c.loss} "))
-        view.add_row(c.loss, f"{c.memory_gib:.3g}", f"{c.quality:.4f}{spread}", tested, seeds, label)
+        seconds = timing.seconds(c.epoch_s, c.timing)
+        view.add_row(c.loss, f"{c.memory_gib:.3g}", f"{c.quality:.4f}{spread}", tested, seeds, seconds, label)
     console.print(view)
     console.print(f"memory: {results.memory_axis(sweep.cells).label}", markup=False, highlight=False)
+    if marks := timing.legend(c.timing for c in listed):
+        console.print(marks, markup=False, highlight=False, soft_wrap=True)
     console.print(f"hypervolume {hypervolume(configurations):.4g} of {BOX}", markup=False, highlight=False)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqrec.errors import UserError, message
-from sweeps import pareto, results
+from sweeps import pareto, results, timing
 from sweeps.results import Configuration
 
 BASELINE = "ce"
@@ -89,11 +89,14 @@ def _print_savings(configurations: Sequence[Configuration], baseline: str, toler
         kind = "test" if saving.on_test else "valid"
         print(
             f"  {c.loss:10} {c.memory_gib:8.3g} GiB  {saving.memory_ratio:5.1f}x less  "
-            f"{kind} NDCG@10 {saving.quality_ratio:.0%} of the best {baseline}  {c.label}"
+            f"{kind} NDCG@10 {saving.quality_ratio:.0%} of the best {baseline}  "
+            f"{timing.seconds(c.epoch_s, c.timing)} s/epoch  {c.label}"
         )
     for loss in pareto.by_loss(configurations):
         if loss not in found:
             print(f"  {loss:10} does not reach it")
+    if marks := timing.legend(saving.candidate.timing for saving in found.values()):
+        print(marks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,8 +17,9 @@ import pandas as pd
 
 from seqrec.config import SELECTION_METRIC
 from seqrec.errors import UserError
-from sweeps import ledger
+from sweeps import ledger, timing
 from sweeps.outcomes import Outcome
+from sweeps.timing import Timings
 
 QUALITY = "best/ndcg_at_10"
 """What configurations are chosen by: the validation metric of the best epoch."""
@@ -32,7 +33,7 @@ GIB = 2**30
 WAITING, RUNNING = "waiting", "running"
 """Not outcomes: a cell that never started, and one that started and has no `end` yet."""
 
-LEADING = ["cell_key", "configuration_key", "label", "outcome", "reason", "attempt", "epochs", "source"]
+LEADING = ["cell_key", "configuration_key", "label", "outcome", "reason", "attempt", "epochs", "source", "timing"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Configuration:
     """Largest of the replicates."""
     test: dict[str, float] = field(repr=False)
     """Means of test/*, over the replicates that have it."""
+    epoch_s: float | None = None
+    """Seconds that training takes for an epoch: the mean of the replicates whose times are worth most."""
+    timing: str = timing.NONE
+    """How those were taken, one of `sweeps.timing.BEST_FIRST`."""
 
     @property
     def n(self) -> int:
@@ -117,6 +122,8 @@ class _Record:
         self.epochs = 0
         self.metrics: dict[str, float] = {}
         self.ended: dict[str, float] = {}
+        self.timed: dict[str, float] = {}
+        """By a second timing."""
         self.source = ""
 
     def add(self, event: dict[str, Any]) -> None:
@@ -129,6 +136,8 @@ class _Record:
             self.source = f"{event['source']['name']} ({event['source']['ledger']})"
         elif kind == "retry":
             self.outcome, self.reason, self.ended = WAITING, "", {}
+        elif kind == "timing":
+            self.timed = event["metrics"]
         elif kind == "epoch":
             self.epochs = max(self.epochs, event["epoch"])
             self._follow(event["metrics"])
@@ -153,7 +162,7 @@ class _Record:
             elif key == "time/elapsed_s":
                 self.metrics[key] = value
 
-    def row(self, cell_key: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    def row(self, cell_key: str, timing: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
         """(leading columns, parameters, metrics)."""
         head = {
             "cell_key": cell_key,
@@ -164,8 +173,9 @@ class _Record:
             "attempt": self.attempt,
             "epochs": self.epochs,
             "source": self.source,
+            "timing": timing,
         }
-        metrics = {**self.metrics, **self.ended}
+        metrics = {**self.metrics, **self.ended, **self.timed}
         if self.cell.get("predicted_bytes"):
             metrics[PREDICTED] = self.cell["predicted_bytes"] / GIB
         return head, self.cell.get("parameters", {}), metrics
@@ -180,9 +190,11 @@ def load(sweep_dir: Path) -> Sweep:
     plans: list[dict[str, Any]] = []
     closed: str | None = None
     records: dict[str, _Record] = {}
+    timings = Timings()
     times: list[int] = []
     for event, _ in ledger.read(path):
         kind = event["type"]
+        timings.add(event)
         times = [times[0] if times else event["time_ms"], event["time_ms"]]
         if kind == "sweep":
             header = event
@@ -196,7 +208,7 @@ def load(sweep_dir: Path) -> Sweep:
         elif "cell_key" in event:
             records.setdefault(event["cell_key"], _Record()).add(event)
     wanted = plans[-1]["cell_keys"] if plans else []
-    cells = _frame((key, records.get(key, _Record())) for key in wanted)
+    cells = _frame(records.get(key, _Record()).row(key, timings.of(key)) for key in wanted)
     return Sweep(
         directory=sweep_dir,
         name=header.get("name", sweep_dir.name),
@@ -212,14 +224,15 @@ def table(sweep_dir: Path) -> pd.DataFrame:
     """One row per cell of the latest plan: keys, label, outcome, attempt, epochs, parameters by dotted key, metrics.
 
     A cell without an `end` is `waiting` or `running`. A cell that was stopped carries the best validation value of its
-    epochs. `source` names the sweep that trained a cell; empty: this one. Parameters that a cell does not have are
-    None, metrics NaN.
+    epochs. `source` names the sweep that trained a cell; empty: this one. `timing`: how its times were taken, as
+    `sweeps.timing` tells; those of a second timing are in the place of the first. Parameters that a cell does not have
+    are None, metrics NaN.
     """
     return load(sweep_dir).cells
 
 
-def _frame(records: Iterable[tuple[str, _Record]]) -> pd.DataFrame:
-    rows = [record.row(key) for key, record in records]
+def _frame(records: Iterable[tuple[dict[str, Any], dict[str, Any], dict[str, float]]]) -> pd.DataFrame:
+    rows = list(records)
     columns: dict[str, pd.Series[Any]] = {
         name: pd.Series([head[name] for head, _, _ in rows], dtype="int64" if name in ("attempt", "epochs") else object)
         for name in LEADING
@@ -272,6 +285,7 @@ def configurations(cells: pd.DataFrame) -> tuple[Configuration, ...]:
         first = group.iloc[0]
         quality = [float(value) for value in group[QUALITY]]
         means = {name: group[name].mean() for name in tests}
+        epoch_s, timed = _seconds(group)
         found.append(
             Configuration(
                 configuration_key=str(key),
@@ -284,6 +298,20 @@ def configurations(cells: pd.DataFrame) -> tuple[Configuration, ...]:
                 quality_sd=statistics.stdev(quality) if len(quality) > 1 else None,
                 memory_gib=float(group[axis.column].max()),
                 test={name: float(mean) for name, mean in means.items() if not math.isnan(mean)},
+                epoch_s=epoch_s,
+                timing=timed,
             )
         )
     return tuple(found)
+
+
+def _seconds(replicates: pd.DataFrame) -> tuple[float | None, str]:
+    """Of an epoch, and how they were taken: the mean over the replicates that were timed best."""
+    if timing.EPOCH_S not in replicates:
+        return None, timing.NONE
+    timed = replicates[replicates[timing.EPOCH_S].notna()]
+    for kind in timing.BEST_FIRST:
+        of_kind = timed[timed["timing"] == kind]
+        if len(of_kind):
+            return float(of_kind[timing.EPOCH_S].mean()), kind
+    return None, timing.NONE

@@ -8,7 +8,7 @@ stopped; failures are tried again. What a ledger holds is judged as a whole: one
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from seqrec.reports import Metrics
 from sweeps.errors import LedgerError
 from sweeps.ledger import FILE_NAME, CellState, Event, State, read
 from sweeps.outcomes import Outcome
+from sweeps.timing import Timings
 
 MEASURED = "memory/peak_gib"
 """Measured on a GPU and nowhere else."""
@@ -36,7 +37,8 @@ class Finished:
     metrics: Metrics
     """Of its end."""
     source: dict[str, Any]
-    """Who trained it: ledger (path), sweep_id, name, ended_ms (Unix), scheduler if that stopped it, and `NAMED`."""
+    """Who trained it: ledger (path), sweep_id, name, ended_ms (Unix), scheduler if that stopped it, `timing` (how its
+    times were taken, as `sweeps.timing` tells), and `NAMED`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def is_free(cell: CellState | None) -> bool:
 def _finished(path: Path, wanted: Collection[str]) -> dict[str, Finished]:
     """Done and stopped cells of one ledger. Raises LedgerError if it is damaged; a line that is still being written is
     none."""
-    state = State()
+    state, timings = State(), Timings()
     epochs: dict[str, list[Metrics]] = {}
     found: dict[str, Finished] = {}
     for sequence, (event, _) in enumerate(read(path)):
@@ -122,13 +124,14 @@ def _finished(path: Path, wanted: Collection[str]) -> dict[str, Finished]:
         try:
             accepted = state.accepts(event)
             state.apply(event)
+            timings.add(event)
             key = event.get("cell_key", "")
             if accepted and key in wanted:
                 _take(event, path, state, epochs.setdefault(key, []), found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{path} line {sequence + 1}: got {what}; expected a whole {event['type']}.") from None
-    return found
+    return {key: replace(cell, source={**cell.source, "timing": timings.of(key)}) for key, cell in found.items()}
 
 
 def _take(event: Event, path: Path, state: State, epochs: list[Metrics], found: dict[str, Finished]) -> None:
@@ -137,6 +140,9 @@ def _take(event: Event, path: Path, state: State, epochs: list[Metrics], found: 
         epochs.append(dict(event["metrics"]))
         if event["epoch"] != len(epochs):
             raise ValueError(f"epoch {event['epoch']} after {len(epochs) - 1}")
+    elif event["type"] == "timing" and event["cell_key"] in found:
+        cell = found[event["cell_key"]]
+        found[event["cell_key"]] = replace(cell, metrics={**cell.metrics, **event["metrics"]})
     elif event["type"] == "end":
         outcome = Outcome(event["outcome"])
         if outcome not in (Outcome.DONE, Outcome.STOPPED):

@@ -155,6 +155,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         command=arguments.command,
         num_cpus=arguments.num_cpus,
         quiet=arguments.quiet,
+        retime=arguments.retime,
         keep_checkpoints=arguments.keep_checkpoints,
     )
 
@@ -197,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-reuse", action="store_true", help="train every cell here, whatever other sweeps hold")
     parser.add_argument("--try-infeasible", action="store_true", help="also run cells predicted to fit no GPU")
+    parser.add_argument(
+        "--retime",
+        action=argparse.BooleanOptionalAction,
+        help="time the front's cells again at the end, alone, where they shared; default: resources.retime",
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")

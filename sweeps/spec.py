@@ -79,6 +79,8 @@ class Resources(Frozen):
     """auto: give cells that are predicted to fit no GPU a whole one, instead of not trying them."""
     ahead: Annotated[int, Field(ge=0)] = 0
     """Trials that wait for room, for a cluster that grows with the requests that wait."""
+    retime: Literal["front", "none"] = "none"
+    """front: cells of the front whose times were taken while sharing are timed again at the end, alone."""
 
 
 class Budget(Frozen):

@@ -8,6 +8,7 @@ to Ray, which replaces the process.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -15,8 +16,9 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -25,6 +27,9 @@ from seqrec.data.tables import Split
 from seqrec.reports import EpochReport, Metrics, RunReport
 from sweeps import outcomes
 from sweeps.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from seqrec.data.resident import Resident
 
 Trainer = Callable[..., RunReport]
 """`seqrec.train.train`, or what stands in for it: (run, *, split, on_epoch, workdir, device)."""
@@ -80,7 +85,7 @@ def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, tr
         _send("epoch", epoch=report.epoch, metrics=_plain(report.metrics))
 
     try:
-        split = splits[run.data.model_dump_json()]
+        split = _at_hand(run.data.model_dump_json(), splits)
         report = trainer(run, split=split, on_epoch=on_epoch, workdir=workdir, device=device)
     except Exception as error:
         if device == "cuda" and _context_is_lost():
@@ -103,7 +108,29 @@ def _plain(metrics: Metrics) -> Metrics:
 def _seqrec(run: Run, **options: Any) -> RunReport:
     from seqrec.train import train
 
-    return train(run, **options)
+    return train(run, resident=_resident(), **options)
+
+
+@cache
+def _resident() -> Resident:
+    """What the cells of this process leave each other: the training set on the device, and nothing else."""
+    from seqrec.data.resident import Resident
+
+    return Resident()
+
+
+_held: dict[str, Split] = {}
+"""The data of this process's cells, by the JSON text of a run's data section; one entry."""
+
+
+def _at_hand(key: str, splits: Mapping[str, Split]) -> Split:
+    """The data of a cell: the object that an earlier cell of the process used, with what was worked out of it and is
+    kept on the device. Ray makes another one of the same content for every cell."""
+    split = splits[key]
+    if key not in _held or _held[key].statistics != split.statistics:
+        _held.clear()
+        _held[key] = split
+    return _held[key]
 
 
 def _epochs_in(path: Path) -> int:
@@ -128,17 +155,24 @@ def _limit(threads: int, gpu_share: float) -> None:
 @cache
 def _freeze_imports() -> None:
     """Once a process: what the imports made is never garbage, and looking through it takes 0.1 s a collection."""
+    # What a training loads, and what torch's optimisers load when they are first used.
+    for name in ("seqrec.train", "torch._dynamo"):
+        import_module(name)
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries complain at the end of what they could not take down
 
 
 def _settle() -> None:
-    """Drop what the cell before left: garbage first, then the allocator's cache."""
+    """Drop what the cell before left: garbage first, then what libraries hold for it, then the allocator's cache."""
     import torch
+
+    from seqrec import meters
 
     _freeze_imports()
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        meters.forget_workspaces()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

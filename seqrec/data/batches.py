@@ -157,7 +157,7 @@ class Batches(ABC):
     epoch) alone, so that an epoch can be repeated without the ones before it.
 
     Users with fewer than two items give no target and are left out. drop_last: a last, smaller batch is left out;
-    raises InfeasibleError if none would remain.
+    raises InfeasibleError if none would remain. held: `train` on the device, where it is there already.
     """
 
     def __init__(
@@ -169,6 +169,7 @@ class Batches(ABC):
         drop_last: bool,
         seed: int,
         device: torch.device | str,
+        held: DeviceSequences | None = None,
     ) -> None:
         lengths = train.lengths
         self.max_length, self.batch_size, self.drop_last, self.seed = max_length, batch_size, drop_last, seed
@@ -184,7 +185,7 @@ class Batches(ABC):
                 if users
                 else message("data.path", "0 users with two training items", "at least 1")
             )
-        self.sequences = DeviceSequences.of(train, device)
+        self.sequences = DeviceSequences.of(train, device) if held is None else held
 
     def _inputs(self, lengths: IntArray) -> IntArray:
         """(n_sequences,) how many of each history's items can be inputs."""

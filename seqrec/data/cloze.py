@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec import seeding
-from seqrec.data.batches import Batch, Batches, Capacity, Plan, Windows, layout, with_items
+from seqrec.data.batches import Batch, Batches, Capacity, DeviceSequences, Plan, Windows, layout, with_items
 from seqrec.data.tables import Sequences
 
 
@@ -36,9 +36,16 @@ class ClozeBatches(Batches):
         seed: int,
         device: torch.device | str,
         mask_probability: float,
+        held: DeviceSequences | None = None,
     ) -> None:
         super().__init__(
-            train, max_length=max_length, batch_size=batch_size, drop_last=drop_last, seed=seed, device=device
+            train,
+            max_length=max_length,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            seed=seed,
+            device=device,
+            held=held,
         )
         self.mask_probability = mask_probability
         self._trained = torch.from_numpy(self.users).to(self.device)

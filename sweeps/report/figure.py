@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeps.report.facts import Facts
 from sweeps.report.style import memory_range, memory_ticks, style
+from sweeps.report.words import TIMED
 from sweeps.results import Configuration
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
@@ -103,6 +104,7 @@ def _hover(c: Configuration) -> str:
         f"validation NDCG@10 {c.quality:.4f}{spread} ({c.n} of {c.planned} seeds)",
         *([] if c.test_quality is None else [f"test NDCG@10 {c.test_quality:.4f}"]),
         f"{c.memory_gib:.4g} GiB",
+        *([] if c.epoch_s is None else [f"{c.epoch_s:.3g} s an epoch, {TIMED[c.timing]}"]),
         *(f"{escape(str(name))}: {escape(str(value))}" for name, value in c.parameters.items()),
     ]
     return "<br>".join(lines)

@@ -81,13 +81,14 @@ def _front(facts: Facts) -> str:
     if not facts.front:
         return ""
     tests = words.test_columns(facts.front)
-    header = ["loss", "#GiB", "#NDCG@10 on validation", "#seeds", *(f"#{words.metric(t)}" for t in tests), "parameters"]
+    header = ["loss", *(f"#{name}" for name in words.front_header(facts.front)), "parameters"]
     rows = [
         [_loss(c.loss), *(escape(cell) for cell in words.front_row(c, tests)), escape(words.parameters(c))]
         for c in facts.front
     ]
     text = "<h2>The front</h2>" + _table(header, rows, last_is_words=True)
     text += f'<p class="small">Hypervolume {hypervolume(facts.configurations):.4g} of the box {escape(str(BOX))}.</p>'
+    text += f'<p class="small">{escape(words.timed(facts))}</p>' if words.timed(facts) else ""
     if facts.near:
         items = "".join(f"<li>{escape(_near(c))}</li>" for c in facts.near)
         text += (

@@ -24,10 +24,12 @@ def markdown(facts: Facts) -> str:
             parts.append(words.unplaced(facts))
     if facts.front:
         tests = words.test_columns(facts.front)
-        header = ["loss", "GiB", "NDCG@10 on validation", "seeds", *map(words.metric, tests), "parameters"]
+        header = ["loss", *words.front_header(facts.front), "parameters"]
         rows = [[c.loss, *words.front_row(c, tests), words.parameters(c)] for c in facts.front]
         parts += ["## The front", _table(header, rows)]
         parts.append(f"Hypervolume {hypervolume(facts.configurations):.4g} of the box {BOX}.")
+        if words.timed(facts):
+            parts.append(_text(words.timed(facts)))
     if facts.failures:
         rows = [[g.loss, g.outcome, str(len(g.cells)), words.last_line(g.cells[0][1])] for g in facts.failures]
         parts += ["## Failures", _table(["loss", "outcome", "cells", "reason of the first"], rows)]

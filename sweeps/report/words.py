@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sweeps import query
+from sweeps import query, timing
 from sweeps.outcomes import Outcome
 from sweeps.pareto import BOX
 from sweeps.report.facts import Facts, LossRow
@@ -16,6 +16,13 @@ from sweeps.results import Configuration
 NONE = "-"
 ALIASES = ("catalog_size",)
 """Statistics that say another one again."""
+TIMED = {
+    timing.AGAIN: "taken again after the sweep, alone",
+    timing.ALONE: "taken alone",
+    timing.UNKNOWN: "on a part of a GPU that the ledger does not tell",
+    timing.SHARED: "taken while sharing a GPU, or on a CPU the machine, with others",
+}
+"""How times were taken, behind a number of cells."""
 TESTS = tuple(f"test/{name}_at_10" for name in ("ndcg", "hit_rate", "mrr", "coverage"))
 """Test metrics that the front's table shows, if there are any."""
 
@@ -97,9 +104,27 @@ def test_columns(front: Sequence[Configuration]) -> list[str]:
     return [name for name in TESTS if any(name in c.test for c in front)]
 
 
+def front_header(front: Sequence[Configuration]) -> list[str]:
+    """Names of `front_row`'s columns."""
+    return ["GiB", "NDCG@10 on validation", "seeds", "s an epoch", *map(metric, test_columns(front))]
+
+
 def front_row(c: Configuration, tests: Sequence[str]) -> list[str]:
     values = (c.test.get(name) for name in tests)
-    return [f"{c.memory_gib:.3g}", mean(c), seeds(c), *(NONE if v is None else f"{v:.4f}" for v in values)]
+    told = [f"{c.memory_gib:.3g}", mean(c), seeds(c), timing.seconds(c.epoch_s, c.timing)]
+    return [*told, *(NONE if v is None else f"{v:.4f}" for v in values)]
+
+
+def timed(facts: Facts) -> str:
+    """How the cells' times were taken, with the marks of those shown; empty where nothing was timed."""
+    kinds = [str(kind) for kind in facts.sweep.cells["timing"]]
+    counts = [(kind, kinds.count(kind)) for kind in timing.BEST_FIRST if kind in kinds]
+    if not counts:
+        return ""
+    total = sum(count for _, count in counts)
+    told = "; ".join(f"{count} {TIMED[kind]}" for kind, count in counts)
+    legend = timing.legend(c.timing for c in facts.configurations)
+    return f"Times of {total} cells: {told}." + (f" Marks: {legend}." if legend else "")
 
 
 def metric(name: str) -> str:
@@ -144,6 +169,8 @@ def provenance(facts: Facts) -> list[tuple[str, str]]:
         found.append(("left out of the plan", ", ".join(left)))
     found.append(("memory", facts.axis.label))
     found.append(("hypervolume", f"share of the box {BOX}; a point outside counts at the box's edge"))
+    if timed(facts):
+        found.append(("times", timed(facts)))
     if facts.deviation is not None:
         found.append(("noise", f"{facts.deviation:.5f}: standard deviation of one seed's NDCG@10, pooled"))
     return found

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sweeps.ledger import Event
 from sweeps.outcomes import Outcome
+from sweeps.timing import Timings
 
 PARENT = ""
 """Key of the parent run's batch, where a child has its cell_key."""
@@ -87,6 +88,9 @@ class Records:
         self.measured = False
         """Any cell has a measured peak of memory."""
         self.non_finite: dict[str, set[str]] = {}
+        self._timings = Timings()
+        self._epochs: dict[str, int] = {}
+        """Of cells that have ended."""
         self._batches: dict[str, Batch] = {}
 
     def batches(self, events: Iterable[Event]) -> list[Batch]:
@@ -111,6 +115,7 @@ class Records:
         return [name for name, found in values.items() if len(found) == len(self.cells) and len(set(found)) > 1]
 
     def _apply(self, event: Event) -> None:
+        self._timings.add(event)
         match event["type"]:
             case "sweep":
                 self.header = event
@@ -134,6 +139,10 @@ class Records:
                 self.outcomes.pop(event["cell_key"], None)
             case "end":
                 self._end(event)
+            case "timing":
+                # At the end's step and a later time, so that MLflow shows these values as the run's.
+                self._add_metrics(event, event["metrics"], self._epochs.get(event["cell_key"], 0))
+                self._tell_timing(event)
             case "close":
                 self._abandon_running(event["time_ms"])
                 self._close(event)
@@ -151,7 +160,9 @@ class Records:
     def _end(self, event: Event) -> None:
         key = event["cell_key"]
         batch = self._child(key, event["time_ms"])
+        self._epochs[key] = event["epochs"]
         self._add_metrics(event, event["metrics"], event["epochs"])
+        self._tell_timing(event)
         if self.running.pop(key, None) is None:
             # Never started: a cell that was predicted not to fit.
             batch.params.update(parameters(self.cells[key]))
@@ -159,6 +170,11 @@ class Records:
         if event["reason"] or event["attempt"] > 1:
             batch.tags["sweep.reason"] = _text(event["reason"] or "-")  # "-" replaces an earlier attempt's
         self._finish(batch, event["outcome"], event["time_ms"])
+
+    def _tell_timing(self, event: Event) -> None:
+        """How the cell's times were taken, once there are any."""
+        if kind := self._timings.of(event["cell_key"]):
+            self._child(event["cell_key"], event["time_ms"]).tags["sweep.timing"] = kind
 
     def _finish(self, batch: Batch, outcome: str, time_ms: int) -> None:
         self.outcomes[batch.key] = outcome

@@ -111,15 +111,18 @@ class MadeSweep:
         attempt: int = 1,
         first: int = 1,
         peak_gib: float | None = None,
+        gpu_share: float | None = None,
+        epoch_s: float = 0.41,
     ) -> None:
-        """start, epochs, and the end, unless outcome is empty."""
-        self.add("start", cell_key=cell_key, attempt=attempt, node="here", pid=1, from_epoch=first - 1)
+        """start, epochs, and the end, unless outcome is empty. gpu_share: None as in older ledgers."""
+        share = {} if gpu_share is None else {"gpu_share": gpu_share}
+        self.add("start", cell_key=cell_key, attempt=attempt, node="here", pid=1, from_epoch=first - 1, **share)
         best = 0.0
         memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib, "memory/reserved_gib": 1.1 * peak_gib}
         for epoch in range(first, epochs + 1):
             value = quality * (1 - 0.5**epoch)
             best = max(best, value)
-            metrics = {"train/loss": 9.0 / epoch, "time/epoch_s": 0.41, "time/elapsed_s": 0.5 * epoch}
+            metrics = {"train/loss": 9.0 / epoch, "time/epoch_s": epoch_s, "time/elapsed_s": 0.5 * epoch}
             metrics |= {f"valid/ndcg_at_{k}": value * (0.4 + k / 16.666) for k in CUTOFFS if k != 10}
             metrics["valid/ndcg_at_10"] = value
             self.add("epoch", cell_key=cell_key, attempt=attempt, epoch=epoch, metrics=metrics | memory)
@@ -127,6 +130,7 @@ class MadeSweep:
             summary: dict[str, float] = {"memory/predicted_gib": self.cells[cell_key]["predicted_bytes"] / 2**30}
             if outcome == "done":
                 summary |= {"best/ndcg_at_10": best, "best/epoch": float(epochs), "time/elapsed_s": 0.5 * epochs}
+                summary |= {"time/epoch_s": epoch_s}
                 summary |= {"test/ndcg_at_10": 0.8 * best, "test/hit_rate_at_10": 1.5 * best} | memory
             fields: dict[str, Any] = {"outcome": outcome, "reason": reason, "epochs": epochs, "metrics": summary}
             self.add("end", cell_key=cell_key, attempt=attempt, **fields)

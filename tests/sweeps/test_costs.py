@@ -205,6 +205,15 @@ def test_an_earlier_sweep_tells_its_times(tmp_path: Path, ray: FakeRay) -> None:
     assert "stopping and patience left 100% of the epochs" in shown
 
 
+def test_times_of_cells_that_shared_a_gpu_are_told_as_such(tmp_path: Path, ray: FakeRay) -> None:
+    execute.run(sweep(), PLAN, options(tmp_path, limit_trials=2))
+    path = tmp_path / "s" / FILE_NAME
+    assert "sharing it" not in costs.text(estimate(PLAN, measured=measured.load(path, PLAN.statistics)))
+    path.write_text(path.read_text().replace('"gpu_share":0.0', '"gpu_share":0.5', 1))
+    shown = costs.text(estimate(PLAN, measured=measured.load(path, PLAN.statistics)))
+    assert "as they ran there, 1 of them sharing it with others;" in " ".join(shown.split())
+
+
 def test_what_stopping_saved_there_is_expected_here(tmp_path: Path, ray: FakeRay) -> None:
     longer = [cell.run.model_copy(update={"train": cell.run.train.model_copy(update={"epochs": 6})}) for cell in CELLS]
     plan = replace(PLAN, cells=tuple(replace(c, run=run) for c, run in zip(CELLS, longer, strict=True)))

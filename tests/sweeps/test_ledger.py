@@ -244,3 +244,22 @@ def test_opening_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).mkdir()
     with pytest.raises(LedgerError, match=LOCK_NAME):
         Ledger(tmp_path)
+
+
+def test_a_second_timing_is_of_a_done_cell_and_stands_once(tmp_path: Path) -> None:
+    def timing(ledger: Ledger, key: str) -> Event | None:
+        return ledger.append("timing", cell_key=key, epochs=3, metrics={"time/epoch_s": 1.0}, node="n", gpu="")
+
+    with Ledger(tmp_path) as ledger:
+        assert timing(ledger, "unknown") is None
+        add_cell(ledger)
+        assert timing(ledger, "a") is None, "it has no end"
+        add_end(ledger, "done")
+        assert timing(ledger, "a") is not None
+        assert timing(ledger, "a") is None
+        add_cell(ledger, "b")
+        add_end(ledger, "oom", "b")
+        assert timing(ledger, "b") is None
+        assert ledger.state.cells["a"].outcome is Outcome.DONE
+    with Ledger(tmp_path) as ledger:
+        assert timing(ledger, "a") is None, "known after reopening"

@@ -296,3 +296,17 @@ def test_the_memory_of_a_taken_over_cell_is_predicted_anew(tmp_path: Path, ray: 
     larger = replace(CELLS[0], predicted_bytes=3 * 2**30)
     execute.run(space(name="new"), Plan((larger,), 0, (), (), STATISTICS, "x"), options(tmp_path))
     assert told(tmp_path, "new", "end")[0]["metrics"]["memory/predicted_gib"] == 3.0
+
+
+def test_how_its_times_were_taken_comes_along(tmp_path: Path, ray: FakeRay) -> None:
+    run(tmp_path, "first", 1, 2)
+    _edit(tmp_path / "first", lambda event: event.update(gpu_share=0.25), "start")
+    with Ledger(tmp_path / "first") as ledger:
+        key = told(tmp_path, "first", "end")[1]["cell_key"]
+        ledger.append("timing", cell_key=key, epochs=3, metrics={"time/epoch_s": 0.5}, node="n", gpu="")
+    run(tmp_path, "second", 1, 2)
+    run(tmp_path, "third", 1, 2)
+    for name in ("second", "third"):
+        table = results.table(tmp_path / name)
+        assert list(table["timing"]) == ["shared", "alone, again"]
+        assert list(table["time/epoch_s"]) == [1.0, 0.5]

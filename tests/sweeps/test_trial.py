@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ RUN = Run.model_validate(
     {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": {"name": "ce"}, "train": {"epochs": 3}}
 )
 DATA_KEY = RUN.data.model_dump_json()
+DATA = SimpleNamespace(statistics="of the data")
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def call(directory: Path, trainer: Callable[..., RunReport]) -> None:
     threads = torch.get_num_threads()
-    splits: Any = {DATA_KEY: "the data"}
+    splits: Any = {DATA_KEY: DATA}
     try:
         trial.run(
             {"cell_key": "k", "gpu_share": 0.0}, {"k": RUN.model_dump_json()}, splits, Settings(directory, 1, trainer)
@@ -45,7 +47,7 @@ def call(directory: Path, trainer: Callable[..., RunReport]) -> None:
 
 def test_what_a_cell_tells(tmp_path: Path, told: list[dict[str, Any]]) -> None:
     def trainer(run: Run, *, split: Any, on_epoch: Any, workdir: Path, device: str) -> RunReport:
-        assert (run, split, workdir, device) == (RUN, "the data", tmp_path / "k", "cpu")
+        assert (run, split, workdir, device) == (RUN, DATA, tmp_path / "k", "cpu")
         assert torch.get_num_threads() == 1
         on_epoch(EpochReport(1, {"train/loss": 2, "valid/ndcg_at_10": 0.5}))
         return RunReport(1, False, {"best/epoch": 1, "test/ndcg_at_10": 0.25})
@@ -134,3 +136,22 @@ def test_out_of_memory_on_a_gpu_tells_the_peak_it_reached(monkeypatch: pytest.Mo
     assert [last["metrics"] for last in found] == [{"memory/peak_gib": 3.5}, {"memory/peak_gib": 2.0}]
     assert {last["outcome"] for last in found} == {"oom"}
     assert trial._train(RUN, {DATA_KEY: None}, tmp_path, "cpu", trainer)["metrics"] == {}  # type: ignore[dict-item]
+
+
+def test_cells_of_a_process_share_one_object_of_the_data(tmp_path: Path, told: list[dict[str, Any]]) -> None:
+    """What was worked out of it and is kept on the device is found by the object; Ray makes a new one for each cell."""
+    seen: list[Any] = []
+
+    def trainer(run: Run, *, split: Any, **rest: Any) -> RunReport:
+        seen.append(split)
+        return RunReport(0, False, {})
+
+    for name in ("some", "some", "other", "some"):
+        threads = torch.get_num_threads()
+        splits: Any = {DATA_KEY: SimpleNamespace(statistics=name)}
+        settings = Settings(tmp_path, 1, trainer)
+        trial.run({"cell_key": "k", "gpu_share": 0.0}, {"k": RUN.model_dump_json()}, splits, settings)
+        torch.set_num_threads(threads)
+    assert seen[0] is seen[1]
+    assert [split.statistics for split in seen] == ["some", "some", "other", "some"]
+    assert seen[3] is not seen[0], "one at a time is kept"

@@ -64,3 +64,32 @@ def test_of_validation_only_the_usual_cutoff_is_told(made: Make) -> None:
         "valid/ndcg_at_10",
         *(f"test/ndcg_at_{k}" for k in (1, 10, 100)),
     }
+
+
+def test_how_times_were_taken_is_a_tag_and_a_second_timing_is_the_last_value(made: Make) -> None:
+    sweep = made()
+    sweep.open(["a"])
+    sweep.cell("a", "ce", {}, seed=1, gib=1.0)
+    sweep.train("a", 0.05, peak_gib=1.0, gpu_share=0.5)
+    events = [event for event, _ in ledger.read(sweep.ledger)]
+    records = Records()
+    _, child = records.batches(events)
+    assert child.tags["sweep.timing"] == "shared"
+    metrics = {"time/epoch_s": 0.125, "time/step_ms": 2.0}
+    sweep.add("timing", cell_key="a", epochs=3, metrics=metrics, node="here", gpu="some GPU")
+    new = [event for event, _ in ledger.read(sweep.ledger)][len(events) :]
+    [later] = records.batches(new)
+    assert (later.tags, later.status, later.params) == ({"sweep.timing": "alone, again"}, None, {})
+    assert [(point.key, point.value) for point in later.metrics] == list(metrics.items())
+    before = [point for point in child.metrics if point.key == "time/epoch_s"]
+    last = max(before, key=lambda point: (point.step, point.time_ms))
+    assert (later.metrics[0].step, later.metrics[0].time_ms) > (last.step, last.time_ms)
+
+
+def test_a_cell_without_an_epoch_has_no_such_tag(made: Make) -> None:
+    sweep = made()
+    sweep.open(["a"])
+    sweep.cell("a", "ce", {}, seed=1, gib=1.0)
+    sweep.train("a", 0.05, epochs=0, outcome="oom", reason="CUDA out of memory", gpu_share=0.5)
+    _, child = Records().batches(event for event, _ in ledger.read(sweep.ledger))
+    assert "sweep.timing" not in child.tags
