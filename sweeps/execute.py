@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from sweeps.trial import Trainer
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
-RETRIES = 2
-"""How often a cell whose worker died is tried again."""
 ROUNDS = 3
 """How often a launch hands a cell to Tune, at most, that Tune gives up without a word."""
 TRACKING_WAIT_S = 60.0
@@ -191,7 +189,6 @@ def _rounds(
             cpus=resources.cpus_per_trial,
             gpu_shares={key: share for key, share in shares.items() if share},
             max_concurrent=resources.max_concurrent,
-            retries=RETRIES,
         )
         for cell in ready:
             key = cell.cell_key

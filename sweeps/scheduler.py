@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -20,6 +20,8 @@ from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
 
 MOST_CHARACTERS = 200
+NODE_LOST = ("its node has died", "node was terminated")
+"""In Ray's text of an actor that died with its node."""
 log = logging.getLogger(__name__)
 
 
@@ -45,11 +47,14 @@ class LaunchScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called for every failure of a trial's process, those that Tune is going to retry included. A launch that is
-        ending leaves the retry to the next one."""
-        error = _error_of(trial)
-        outcome = Outcome.INTERRUPTED if trial.should_recover() else outcomes.of(error)
-        self._launch.lost(trial.config["cell_key"], _reason(error), outcome=outcome)
+        """Called for every failure of a trial's process. Tune starts it again in any case, unless it did so for a cell
+        that had been given up; that one is told to stop at its first message. A launch that is ending leaves the retry
+        to the next one."""
+        error, key = _error_of(trial), trial.config["cell_key"]
+        again = self._launch.again(key, node=is_cluster_fault(error))
+        if not again:
+            trial.max_failures = 0
+        self._launch.lost(key, _reason(error), outcome=Outcome.INTERRUPTED if again else outcomes.of(error))
 
 
 class LaunchStopper(Stopper):
@@ -68,10 +73,17 @@ class LaunchStopper(Stopper):
         return self._launch.should_stop()
 
 
+def is_cluster_fault(error: BaseException) -> bool:
+    """Whether a node was lost or out of reach, and not the trial's process alone. Ray has no class for the first."""
+    return isinstance(error, ActorUnavailableError) or (
+        isinstance(error, RayActorError) and any(text in str(error) for text in NODE_LOST)
+    )
+
+
 def _reason(error: BaseException) -> str:
-    """Of a dead process only that it died: Ray's text goes on for a page."""
+    """Of a dead process only that it died, and of what: Ray's text goes on for a page, its last verdict says most."""
     if isinstance(error, RayActorError):
-        said = next((line for line in str(error).splitlines() if line.startswith("The actor")), str(error))
+        said = ([line for line in str(error).splitlines() if line.startswith("The actor")] or [str(error)])[-1]
         return f"{type(error).__name__}: {said[:MOST_CHARACTERS]}"
     return outcomes.reason(error)
 

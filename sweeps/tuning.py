@@ -30,12 +30,10 @@ def fit(
     cpus: float,
     gpu_shares: Mapping[str, float],
     max_concurrent: int | None,
-    retries: int,
 ) -> None:
     """Run the cells, in their order, until all have ended or the launch asks to stop.
 
-    splits: by the JSON text of a run's data section; sent once to every node. gpu_shares: by cell_key. retries: how
-    often a trial whose process died is started again.
+    splits: by the JSON text of a run's data section; sent once to every node. gpu_shares: by cell_key.
     """
     runs = {cell.cell_key: cell.run.model_dump_json() for cell in cells}
     share = max(gpu_shares.values(), default=0.0)
@@ -60,7 +58,7 @@ def fit(
                 name="cells",
                 storage_path=str(folder),
                 stop=LaunchStopper(launch),
-                failure_config=tune.FailureConfig(max_failures=retries),
+                failure_config=tune.FailureConfig(max_failures=-1),  # the launch knows when to give up
                 verbose=0,
             ),
         ).fit()
