@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ray import cloudpickle
@@ -16,6 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps import outcomes
 from sweeps.launch import Launch
+from sweeps.nodes import Nodes
 from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
 
@@ -60,8 +62,10 @@ class LaunchScheduler(FIFOScheduler):
 class LaunchStopper(Stopper):
     """Polled by Tune between events, ten times a second or more often."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, served: Callable[[], bool] = lambda: True) -> None:
+        """served: whether any node of the cluster can run a trial now."""
         self._launch = launch
+        self._nodes = Nodes(served, launch.halt)
 
     def __reduce__(self) -> Any:
         return Stopper, ()
@@ -70,6 +74,7 @@ class LaunchStopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self._nodes.look()
         return self._launch.should_stop()
 
 

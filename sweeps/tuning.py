@@ -57,7 +57,7 @@ def fit(
             run_config=tune.RunConfig(
                 name="cells",
                 storage_path=str(folder),
-                stop=LaunchStopper(launch),
+                stop=LaunchStopper(launch, lambda: cluster.serves(cpus, share)),
                 failure_config=tune.FailureConfig(max_failures=-1),  # the launch knows when to give up
                 verbose=0,
             ),

@@ -25,7 +25,7 @@ from seqrec import data
 from seqrec.config import Data, Run
 from seqrec.errors import UserError
 from seqrec.reports import EpochReport, RunReport
-from sweeps import cells, execute
+from sweeps import cells, execute, nodes
 from sweeps.budget import Budget as Wall
 from sweeps.cells import Cell
 from sweeps.options import Options
@@ -170,6 +170,7 @@ def main() -> int:
     parser.add_argument("--num-cpus", type=int, default=2)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--budget-epochs", type=int, help="wall time of the launch, on a clock that counts epochs")
+    parser.add_argument("--node-patience-s", type=float, help="how long the launch waits for a node")
     parser.add_argument("--tracking-uri")
     parser.add_argument("--track", action="store_true")
     arguments = parser.parse_args()
@@ -214,6 +215,8 @@ def main() -> int:
     plan = Plan(tuple(planned), 0, (), (), statistics, str(path))
     if arguments.budget_epochs:
         execute.remaining.budget = lambda *_: Wall(arguments.budget_epochs, clock=trainer.epochs)
+    if arguments.node_patience_s:
+        nodes.PATIENCE_S = arguments.node_patience_s
     try:
         return execute.run(spec, plan, options, trainer=trainer)
     except UserError as error:

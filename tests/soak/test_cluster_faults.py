@@ -112,6 +112,26 @@ def test_all_nodes_killed_and_one_comes_back(begin: Drill, namespaces: None) -> 
     record.drill("all nodes killed, one back after 20 s", sweep, [], check(sweep, EPOCHS, ["no node"]))
 
 
+def test_all_nodes_killed_for_good(begin: Drill, namespaces: None) -> None:
+    sweep = begin(quick_detection=True)
+    sweep.start(*PACE, "--node-patience-s=40")
+    sweep.wait_for("epoch", 5)
+    for worker in sweep.cluster.workers:
+        worker.die()
+    code, text = sweep.finish()
+    assert code == 1, text
+    complaints = [line for line in text.splitlines() if "no node" in line]
+    assert [line.split(";")[0].split(" for ")[0] for line in complaints] == [
+        "no node is up that could run a trial",
+        "error: no node could run a trial",
+    ]
+    sweep.cluster.join(sweep.cluster.workers[1])
+    code, text = sweep.run(*PACE)
+    assert code == 0, text
+    said = [*complaints, "one node started, the same command again"]
+    record.drill("all nodes killed for good", sweep, said, check(sweep, EPOCHS, ["no node"]))
+
+
 def test_a_killed_driver(begin: Drill, separate: bool) -> None:
     sweep = begin(separate=separate)
     sweep.start(*PACE)

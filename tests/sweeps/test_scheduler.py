@@ -39,6 +39,9 @@ class FakeLaunch:
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
         self.losses.append((cell_key, reason, outcome))
 
+    def halt(self, reason: str) -> None:
+        self.stop = True
+
     def should_stop(self) -> bool:
         return self.stop
 
@@ -156,3 +159,11 @@ def test_the_stopper_asks_the_launch() -> None:
 
 def test_no_trial_is_chosen_out_of_turn() -> None:
     assert adapter(FakeLaunch()).choose_trial_to_run(None) is None
+
+
+def test_a_launch_without_nodes_ends_when_it_has_waited_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = FakeLaunch()
+    for name in ("LOOK_S", "PATIENCE_S"):
+        monkeypatch.setattr(f"sweeps.nodes.{name}", 0.0)
+    assert not LaunchStopper(launch, lambda: True).stop_all()  # type: ignore[arg-type]
+    assert LaunchStopper(launch, lambda: False).stop_all()  # type: ignore[arg-type]
