@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seqrec import data
 from seqrec.data.tables import Split
@@ -163,6 +163,7 @@ def _work(
                 launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
         launch.allowed = len(todo)
         _start(tracker)
+        _listen(launch)  # again: Ray, when it starts, puts handlers of its own in place, which end the process
         with View(launch.snapshot, quiet=options.quiet):
             _rounds(launch, todo, splits, spec, shares, trainer, directory / "checkpoints")
 
@@ -231,7 +232,17 @@ def _gpu_shares(resources: Resources, cells: Sequence[Cell]) -> dict[str, float 
 
 @contextmanager
 def _signals(launch: Launch) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the launch to end; the second one ends the process at once."""
+    """`_listen` for as long as the block runs."""
+    before = _listen(launch)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(launch: Launch) -> dict[signal.Signals, Any]:
+    """SIGINT and SIGTERM ask the launch to end; the second one ends the process at once. The handlers before."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if launch.stopping == "interrupted":
@@ -241,12 +252,7 @@ def _signals(launch: Launch) -> Iterator[None]:
         launch.interrupt()
         print("\ninterrupted: writing down where everything stands; once more to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 # ---------------------------------------------------------------------------------------------------------- afterwards

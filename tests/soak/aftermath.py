@@ -34,6 +34,7 @@ class ClusterSweep(Sweep):
         directory.mkdir(exist_ok=True)
         self.cluster = cluster
         self.store = store
+        self._plans, self._launched = 0, False
         self.said: list[str] = []
         """The output of every launch so far."""
         # Beside the directory: drills fill that one up.
@@ -41,6 +42,7 @@ class ClusterSweep(Sweep):
 
     def start(self, *options: str) -> None:
         script = [sys.executable, drive.__file__, str(self.directory)]
+        self._plans, self._launched = len(self.events("plan")), False
         command = [*script, "--address", self.cluster.address, "--tracking-uri", self.store.uri, *options]
         self.process = self.cluster.head.popen(command, output=self._output)
 
@@ -62,6 +64,15 @@ class ClusterSweep(Sweep):
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def is_launched(self) -> bool:
+        """Whether the launch under way has begun: from then on it takes signals as a driver does."""
+        self._launched = self._launched or len(self.events("plan")) > self._plans
+        return self._launched
+
+    def final(self) -> list[Event]:
+        """Ends that end a cell."""
+        return [event for event in self.events("end") if event["outcome"] != Outcome.INTERRUPTED]
 
     def sweep_dir(self) -> Path:
         return self.ledger.parent
@@ -101,7 +112,7 @@ def check(sweep: ClusterSweep, epochs: int, allowed: Sequence[str] = (), hosts: 
 
 def _ledger(sweep: ClusterSweep, epochs: int) -> dict[str, Event]:
     planned = sweep.events("plan")[-1]["cell_keys"]
-    final = [event for event in sweep.events("end") if event["outcome"] != Outcome.INTERRUPTED]
+    final = sweep.final()
     assert Counter(event["cell_key"] for event in final) == dict.fromkeys(planned, 1)
     outcomes = {event["cell_key"]: (event["outcome"], event["reason"]) for event in final}
     assert set(outcomes.values()) == {("done", "")}, [pair for pair in outcomes.items() if pair[1][0] != "done"]

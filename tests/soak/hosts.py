@@ -227,6 +227,7 @@ class Cluster:
         self.head = network.host(1)
         self.workers = [network.host(2 + number) for number in range(workers)]
         self.address = f"{self.head.address}:{PORT}"
+        self._rays: dict[Host, subprocess.Popen[str]] = {}
 
     def start(self) -> Cluster:
         folder = f"--temp-dir={self.network.temporary}"
@@ -239,10 +240,14 @@ class Cluster:
         """Start Ray on a worker's host, as when a machine has come back; returns when the node is up."""
         self._start(worker, "--num-cpus=1", f"--address={self.address}")
 
+    def is_up(self, worker: Host) -> bool:
+        """Whether Ray runs there; a node that its cluster has given up ends itself when it hears of it."""
+        return self._rays[worker].poll() is None
+
     def _start(self, host: Host, *options: str) -> None:
         said = len(host.said())
         command = [*RAY, "start", "--block", f"--node-ip-address={host.address}", *options]
-        process = host.popen([*command, "--object-store-memory=100000000", "--disable-usage-stats"])
+        process = self._rays[host] = host.popen([*command, "--object-store-memory=100000000", "--disable-usage-stats"])
 
         def started() -> bool:
             assert process.poll() is None, host.said()[-2000:]

@@ -216,6 +216,20 @@ def test_two_interrupts(begin: Drill, namespaces: None) -> None:
     record.drill("SIGINT twice", sweep, ["exit 130; the same command again"], check(sweep, EPOCHS))
 
 
+def test_a_termination(begin: Drill, namespaces: None) -> None:
+    sweep = begin()
+    sweep.start(*PACE)
+    sweep.wait_for("epoch", 6)
+    assert sweep.process
+    sweep.process.send_signal(signal.SIGTERM)
+    code, text = sweep.finish()
+    assert code == 130, text
+    assert sweep.events("close")[-1]["reason"] == "interrupted"
+    code, text = sweep.run(*PACE)
+    assert code == 0, text
+    record.drill("SIGTERM", sweep, ["exit 130; the same command again"], check(sweep, EPOCHS))
+
+
 def test_a_clock_that_jumps(begin: Drill, namespaces: None) -> None:
     sweep = begin()
     sweep.start(*PACE)
