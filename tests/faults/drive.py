@@ -222,6 +222,8 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return execute.EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -77,15 +77,6 @@ def send(pids: Sequence[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def end_all(mark: str) -> None:
-    """Kill every process with the mark, again and again until none is left: they start others while they die."""
-    deadline = time.monotonic() + 30
-    while pids := marked(mark):
-        assert time.monotonic() < deadline, f"processes {pids} do not die"
-        send(pids, signal.SIGKILL)
-        time.sleep(0.1)
-
-
 class Host:
     """One machine: processes started on it see its network alone."""
 
@@ -132,23 +123,31 @@ class Host:
         subprocess.run(["ip", "link", "set", _port(self.name), state], check=True)
 
     def pids(self) -> list[int]:
-        return marked(self.mark)
+        """All processes here. Some of Ray's write their title over their environment, the mark with it."""
+        found = set(marked(self.mark))
+        if self.namespace:
+            listed = subprocess.run(["ip", "netns", "pids", self.namespace], check=True, capture_output=True, text=True)
+            found.update(map(int, listed.stdout.split()))
+        return sorted(found)
 
     def trials(self) -> list[int]:
-        """Ids of the processes that have a trial; of Ray's workers some are idle."""
+        """Ids of the processes that have a trial or are kept for the next one."""
         found = []
         for pid in self.pids():
             with contextlib.suppress(OSError):
-                title = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-                if title.startswith(b"ray::") and b"IDLE" not in title:
+                if (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
                     found.append(pid)
         return found
 
     def die(self) -> None:
-        """As if its power had failed."""
-        end_all(self.mark)
-        for process in self._started:
-            process.wait()
+        """As if its power had failed. Again and again until no process is left: they start others while they die."""
+        deadline = time.monotonic() + 30
+        while pids := self.pids():
+            assert time.monotonic() < deadline, f"processes {pids} of {self.name} do not die"
+            send(pids, signal.SIGKILL)
+            time.sleep(0.1)
+            for process in self._started:
+                process.poll()
 
 
 class Network:

@@ -28,7 +28,7 @@ WEIGHTS = {
     "MLflow and its database killed": 1,
     "disk full": 1,
 }
-EVERY_S = (2.0, 6.0)
+EVERY_S = (2.0, 8.0)
 NODE_AWAY_S = 6.0
 """How long a dead node takes to be started again, beside Ray's own start."""
 

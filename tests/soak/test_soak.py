@@ -57,7 +57,7 @@ def test_a_thousand_cells_under_a_fault_every_few_seconds(tmp_path: Path) -> Non
 
 def _soak(sweep: ClusterSweep, filler: Path) -> None:
     seeds = -(-CELLS // len(drive.SIZES))
-    command = (f"--epochs={EPOCHS}", f"--seeds={seeds}", "--epoch-s=0.2")
+    command = (f"--epochs={EPOCHS}", f"--seeds={seeds}", "--epoch-s=0.05")
     plague, begun = Plague(sweep, filler, SEED), time.monotonic()
     exits: Counter[int] = Counter()
     code = None
@@ -78,7 +78,8 @@ def _soak(sweep: ClusterSweep, filler: Path) -> None:
             time.sleep(0.5)
         code, text = sweep.finish()
         exits[code] += 1
-        assert code in (0, 1, 130, -9), text
+        # -15: terminated when it had already been interrupted and was about to leave.
+        assert code in (0, 1, 130, -9, -15), text
         if code == 1:
             assert "No space left" in text, text
         filler.unlink(missing_ok=True)
