@@ -60,11 +60,10 @@ def _soak(sweep: ClusterSweep, filler: Path) -> None:
     command = (f"--epochs={EPOCHS}", f"--seeds={seeds}", "--epoch-s=0.05")
     plague, begun = Plague(sweep, filler, SEED), time.monotonic()
     exits: Counter[int] = Counter()
-    code = None
+    code, shown = None, 0.0
     while code != 0:
         sweep.start(*command)
         assert sweep.process
-        shown = 0.0
         while sweep.process.poll() is None:
             if sweep.is_launched():
                 plague.tick()
@@ -78,8 +77,8 @@ def _soak(sweep: ClusterSweep, filler: Path) -> None:
             time.sleep(0.5)
         code, text = sweep.finish()
         exits[code] += 1
-        # -15: terminated when it had already been interrupted and was about to leave.
-        assert code in (0, 1, 130, -9, -15), text
+        # -2, -15: struck when all was written down and it was about to leave.
+        assert code in (0, 1, 130, -9, -2, -15), text
         if code == 1:
             assert "No space left" in text, text
         filler.unlink(missing_ok=True)
