@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +161,23 @@ def _mlflow(sweep: ClusterSweep, ends: dict[str, Event], epochs: int) -> int:
 
 def _undisturbed(sweep: ClusterSweep, ends: dict[str, Event], epochs: int) -> None:
     """Against the same cells trained here, one after the other, without Ray."""
+    path = drive.make_data(sweep.directory)
+    cells = sweep.events("cell")
+    work = [
+        (path, cell["parameters"]["train.batch_size"], epochs, 1e-3, cell["parameters"]["train.seed"]) for cell in cells
+    ]
+    # Spawned: this process holds threads of other libraries, which a fork would not carry over.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for cell, alone in zip(cells, pool.map(_alone, work, chunksize=4), strict=True):
+            told = untimed(ends[cell["cell_key"]]["metrics"])
+            assert {key: told.get(key) for key in alone} == alone, cell["label"]
+
+
+def _alone(run: tuple[Path, int, int, float, int]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    path = drive.make_data(sweep.directory)
-    for cell in sweep.events("cell"):
-        parameters = cell["parameters"]
-        run = drive.make_run(path, parameters["train.batch_size"], epochs, seed=parameters["train.seed"])
-        alone = untimed(train(run, device="cpu").metrics)
-        told = untimed(ends[cell["cell_key"]]["metrics"])
-        assert {key: told.get(key) for key in alone} == alone, cell["label"]
+    return untimed(train(drive.make_run(*run), device="cpu").metrics)
 
 
 def _quiet(sweep: ClusterSweep, allowed: Sequence[str]) -> None:
