@@ -22,8 +22,8 @@ from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
 
 MOST_CHARACTERS = 200
-NODE_LOST = ("its node has died", "node was terminated")
-"""In Ray's text of an actor that died with its node."""
+NODE_LOST = ("its node has died", "node was terminated", "The actor never ran")
+"""In Ray's text of an actor that died with its node, or before it had begun."""
 log = logging.getLogger(__name__)
 
 
@@ -86,9 +86,11 @@ def is_cluster_fault(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Of a dead process only that it died, and of what: Ray's text goes on for a page, its last verdict says most."""
+    """Of a dead process only that it died, and of what: Ray's text goes on for a page. Its first line is always the
+    same, the next one of its kind names the cause."""
     if isinstance(error, RayActorError):
-        said = ([line for line in str(error).splitlines() if line.startswith("The actor")] or [str(error)])[-1]
+        verdicts = [line for line in str(error).splitlines() if line.startswith("The actor")]
+        said = (verdicts[1:] or verdicts or [str(error)])[0]
         return f"{type(error).__name__}: {said[:MOST_CHARACTERS]}"
     return outcomes.reason(error)
 

@@ -31,6 +31,6 @@ def drill(what: str, sweep: ClusterSweep, *parts: Iterable[str]) -> None:
 
 def conditions() -> str:
     """When, at which commit, on what."""
-    commit = environment.describe().get("git_commit", "?")[:12]
+    commit = os.environ.get("SEQREC_COMMIT") or environment.describe().get("git_commit", "?")[:12]
     system = f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit}, {system}\npython -m pytest -m soak tests/soak"

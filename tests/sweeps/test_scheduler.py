@@ -97,6 +97,7 @@ def test_a_dead_process_is_interrupted_while_the_launch_tries_again_and_an_error
             ),
             True,
         ),
+        (RayActorError("12", "The actor died unexpectedly.\nThe actor never ran - it was cancelled before"), True),
         (ActorUnavailableError("RPC error: Socket closed", None), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     ],
@@ -109,6 +110,16 @@ def test_what_the_cluster_did_is_told_from_what_befell_the_process(
     launch = FakeLaunch()
     adapter(launch).on_trial_error(None, trial(file))
     assert launch.nodes == [node]
+
+
+def test_a_reason_names_what_ray_says_the_process_died_of(tmp_path: Path) -> None:
+    cause = "The actor is dead because its worker process has died. Exit: 9"
+    said = f"The actor died unexpectedly.\n\tpid: 7\n{cause}\nThe actor x"
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(RayActorError("12", said)))
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file))
+    assert launch.losses == [("k", f"RayActorError: {cause}", Outcome.INTERRUPTED)]
 
 
 @pytest.mark.parametrize("stopping", ["budget", "interrupted", "halted"])
