@@ -17,7 +17,7 @@ from typing import Any
 import drive
 from hosts import Cluster, Host, wait
 from stores import Store
-from watch import PATIENCE_S, Sweep, untimed
+from watch import Sweep, untimed
 
 from seqrec.train import train
 from sweeps import results
@@ -25,6 +25,8 @@ from sweeps.ledger import Event
 from sweeps.outcomes import Outcome
 from sweeps.tracking.records import STATUS
 
+PATIENCE_S = 900.0
+"""Until a launch is given up: Ray can take five minutes to see that a connection is gone."""
 TROUBLE = re.compile(r"Traceback|raylet|Error|error|WARN|core_worker|\bE\d{4}\b|Exception|exception|failed|died")
 """What no line of a driver may say, but for those that a drill allows."""
 
