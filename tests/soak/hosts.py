@@ -168,6 +168,8 @@ class Network:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            # Ray's 15 would starve the workers' starts beside drivers and servers, all on this one machine.
+            "RAY_worker_niceness": "0",
             **(QUICK_DETECTION if quick_detection else {}),
         }
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
