@@ -39,7 +39,7 @@ class ClusterSweep(Sweep):
         directory.mkdir(exist_ok=True)
         self.cluster = cluster
         self.store = store
-        self._plans, self._launched = 0, False
+        self._plans, self._launched, self._final = 0, False, 0
         self.said: list[str] = []
         """The output of every launch so far."""
         # Beside the directory: drills fill that one up.
@@ -48,6 +48,7 @@ class ClusterSweep(Sweep):
     def start(self, *options: str) -> None:
         script = [sys.executable, drive.__file__, str(self.directory)]
         self._plans, self._launched = len(self.events("plan")), False
+        self._final = len(self.final())
         command = [*script, "--address", self.cluster.address, "--tracking-uri", self.store.uri, *options]
         self.process = self.cluster.head.popen(command, output=self._output)
 
@@ -78,6 +79,10 @@ class ClusterSweep(Sweep):
     def final(self) -> list[Event]:
         """Ends that end a cell."""
         return [event for event in self.events("end") if event["outcome"] != Outcome.INTERRUPTED]
+
+    def ended_here(self) -> int:
+        """Cells that the launch under way has ended."""
+        return len(self.final()) - self._final
 
     def sweep_dir(self) -> Path:
         return self.ledger.parent

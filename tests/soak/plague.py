@@ -28,7 +28,9 @@ WEIGHTS = {
     "MLflow and its database killed": 1,
     "disk full": 1,
 }
-"""Drivers are hit seldom enough for cells to end in between: one takes as long to come back as a hundred cells."""
+"""Drivers are hit seldom: one takes as long to come back as a hundred cells."""
+LEAST_ENDS = 10
+"""Cells that a launch ends before its driver is hit, so that a soak gets on wherever it runs."""
 EVERY_S = (2.0, 8.0)
 NODE_AWAY_S = 6.0
 """How long a dead node takes to be started again, beside Ray's own start."""
@@ -110,7 +112,7 @@ class Plague:
 
     def _strike_driver(self, kind: str) -> bool:
         process = self._sweep.process
-        if process is None or process.poll() is not None or not self._sweep.is_launched():
+        if process is None or process.poll() is not None or self._sweep.ended_here() < LEAST_ENDS:
             return False
         number = {"driver killed with -9": signal.SIGKILL, "driver terminated": signal.SIGTERM}.get(kind, signal.SIGINT)
         process.send_signal(number)
