@@ -27,7 +27,7 @@ from sweeps.tracking.records import STATUS
 
 PATIENCE_S = 900.0
 """Until a launch is given up: Ray can take five minutes to see that a connection is gone."""
-TROUBLE = re.compile(r"Traceback|raylet|Error|error|WARN|core_worker|\bE\d{4}\b|Exception|exception|failed|died")
+TROUBLE = re.compile(r"Traceback|\(raylet|Error|error|WARN|core_worker|\bE\d{4}\b|Exception|exception|failed|died")
 """What no line of a driver may say, but for those that a drill allows."""
 
 

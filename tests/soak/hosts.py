@@ -146,8 +146,8 @@ class Host:
             assert time.monotonic() < deadline, f"processes {pids} of {self.name} do not die"
             send(pids, signal.SIGKILL)
             time.sleep(0.1)
-            for process in self._started:
-                process.poll()
+        for process in self._started:
+            process.wait(10)
 
 
 class Network:
