@@ -7,6 +7,7 @@ ARGS ?=
 STORE ?= runs/mlflow.db
 PORT ?= 5000
 IMAGE ?= seqrec-sweeps
+RESULTS ?=
 
 VENV := .venv
 # The stamp's name holds the contents of what it stands for, so that a file merely touched installs nothing again.
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 PIP := $(VENV)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test lint format mlflow docker constraints clean
+.PHONY: help setup sweep test soak lint format mlflow docker constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -36,8 +37,11 @@ $(STAMP):
 sweep: setup  ## the main job (SPACE=search_spaces/rece.yaml ARGS='--plan')
 	@$(VENV)/bin/python -m sweeps.run $(SPACE) $(ARGS)
 
-test: setup  ## the tests but for the long drills (ARGS='-m soak' runs those)
+test: setup  ## the tests but for the long drills
 	@$(VENV)/bin/python -m pytest -m 'not soak' $(ARGS)
+
+soak: setup  ## the long drills, faults on a cluster; 45 minutes, Linux and root (ARGS='-k cut', RESULTS=a file for what they find)
+	@SEQREC_SOAK_RESULTS=$(RESULTS) $(VENV)/bin/python -m pytest -m soak tests/soak $(ARGS)
 
 lint: setup  ## ruff and mypy, as the pre-commit hooks run them
 	@$(VENV)/bin/ruff check .

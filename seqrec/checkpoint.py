@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import secrets
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ class Checkpoint:
 def save(path: Path, state: Checkpoint, identity: Identity) -> None:
     """Writes beside `path`, waits for the disk, then renames: a reader sees the old file or the new one, whole.
 
+    So it is for two writers at once, on one host or several: a training that its cluster has given up, but that did not
+    hear of it yet, and its successor. Each writes a file of its own; the last to rename wins.
+
     Raises OSError if the disk is full; the previous checkpoint is then untouched.
     """
     content = {
@@ -48,7 +52,7 @@ def save(path: Path, state: Checkpoint, identity: Identity) -> None:
         "best": state.best,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("wb") as file:
             torch.save(content, file)

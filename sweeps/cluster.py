@@ -136,10 +136,20 @@ def _reach(address: str) -> None:
         raise UserError(message("--address", address, "a running Ray cluster", NO_CLUSTER)) from None
 
 
+def serves(cpus: float, gpus: float) -> bool:
+    """Whether any node that is up, busy or not, could run a trial."""
+    return any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in _up())
+
+
+def _up() -> list[dict[str, float]]:
+    """Resources of the nodes that are up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def check(cpus: float, gpus: float) -> None:
     """Raises UserError if no node could ever run a trial, which Tune would wait for in silence."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    nodes = _up()
+    if serves(cpus, gpus):
         return
     largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     asked = f"{cpus:g} CPUs and {gpus:g} GPUs"

@@ -6,21 +6,18 @@ a crash left are the same command. Ray is imported only when there is something 
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from seqrec import data
 from seqrec.data.tables import Split, Statistics
 from seqrec.errors import UserError, message
-from sweeps import facts, mps, placement, remaining, retime, reuse, stopping
+from sweeps import facts, mps, placement, remaining, retime, reuse, signals, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.feed import Feed
@@ -35,9 +32,7 @@ if TYPE_CHECKING:
     from sweeps.tracking import Tracker
     from sweeps.trial import Trainer
 
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
-RETRIES = 2
-"""How often a cell whose worker died is tried again."""
+EXIT_DONE, EXIT_FAILED = 0, 1
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
 HURRY_S = 10.0
@@ -83,14 +78,18 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             _start(tracker)
 
     tracker = _tracker(launch, options)
+    if not options.keep_checkpoints:
+        _tidy(checkpoints, launch)
     try:
-        with _closed(launch), _signals(launch):
+        with _closed(launch), signals.heard(launch):
             if todo:
                 _work(launch, todo, spec, plan.statistics, begin, options, tracker, trainer)
             elif taken:
                 begin()
                 _start(tracker)
             timed = retime.front(launch, spec, options, begin_late)
+            if not options.keep_checkpoints:
+                _tidy(checkpoints, launch)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         _finish_tracking(tracker, directory)
@@ -107,6 +106,14 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             tracker = _tracker(launch, options)  # of an earlier launch that could not tell MLflow everything
             _start(tracker)
     return _sum_up(launch, tracker)
+
+
+def _tidy(checkpoints: Path, launch: Launch) -> None:
+    """Remove what is left of cells that have ended: a driver may have died between the end and the removal, and a
+    process that was cut off from the cluster writes once more."""
+    for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if launch.outcome(folder.name) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -163,6 +170,7 @@ def _work(
                 launch.end(cell.cell_key, Outcome.PREDICTED_OOM, placement.reason(cell.predicted_bytes, smallest))
         launch.allowed = len(todo)
         _start(tracker)
+        signals.listen(launch)  # again: Ray, when it starts, puts handlers of its own in place, which end the process
         cells = placement.order(todo, statistics, shares) if spec.scheduler.name == "fifo" else todo
         with View(launch.snapshot, quiet=options.quiet):
             _feed(launch, cells, splits, spec, shares, trainer, directory / "checkpoints")
@@ -191,7 +199,7 @@ def _feed(
         ahead=resources.ahead,
     )
     settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
-    tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial, retries=RETRIES)
+    tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial)
 
 
 def _first(launch: Launch, cells: Sequence[Cell]) -> list[Cell]:
@@ -234,26 +242,6 @@ def _wants_mps(spec: SweepSpec, options: Options) -> bool:
     return spec.resources.mps and placement.on_gpus(spec.resources, None)
 
 
-@contextmanager
-def _signals(launch: Launch) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the launch to end; the second one ends the process at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if launch.stopping == "interrupted":
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the live view hides the cursor
-            os._exit(EXIT_INTERRUPTED)
-        launch.interrupt()
-        print("\ninterrupted: writing down where everything stands; once more to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # ---------------------------------------------------------------------------------------------------------- afterwards
 
 
@@ -292,7 +280,7 @@ def _sum_up(launch: Launch, tracker: Tracker | None) -> int:
     if launch.trouble:
         print(f"error: {launch.trouble}", file=sys.stderr)
     if launch.stopping == "interrupted":
-        return EXIT_INTERRUPTED
+        return signals.EXIT_INTERRUPTED
     return EXIT_FAILED if launch.trouble or counts.get(Outcome.ERROR) else EXIT_DONE
 
 

@@ -17,6 +17,7 @@ from seqrec.reports import Metrics
 from sweeps import facts, outcomes, snapshot
 from sweeps.budget import Budget
 from sweeps.cells import Cell
+from sweeps.deaths import Deaths
 from sweeps.errors import LedgerError
 from sweeps.ledger import CellState, Event, Ledger
 from sweeps.outcomes import Outcome
@@ -53,6 +54,7 @@ class Launch:
         """Cells that this launch put off; they have no end, and what they still say is not heard."""
         self._on_end = on_end
         self.budget = budget or Budget()
+        self._deaths = Deaths()
         self._ended_here = 0
         self._is_open = False
         self.allowed = 0
@@ -201,6 +203,11 @@ class Launch:
                     self.halt(f"{cell.label}: {message['reason'].splitlines()[-1]}. {AGAIN}")
                 return True
         raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
+
+    def again(self, cell_key: str, *, node: bool) -> bool:
+        """Whether a cell that lost its process, or its whole node, is tried again."""
+        state = self.ledger.state.cells.get(cell_key)
+        return self._deaths.again(cell_key, state.epochs if state else 0, node=node)
 
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
         """A trial's process died or its last attempt failed; outcome `interrupted`: it will be tried again."""

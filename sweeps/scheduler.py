@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -18,10 +19,13 @@ from ray.tune.search import Searcher
 from sweeps import outcomes
 from sweeps.feed import Feed
 from sweeps.launch import Launch
+from sweeps.nodes import Nodes
 from sweeps.outcomes import Outcome
 from sweeps.trial import MESSAGE
 
 MOST_CHARACTERS = 200
+NODE_LOST = ("its node has died", "node was terminated", "The actor never ran")
+"""In Ray's text of an actor that died with its node, or before it had begun."""
 log = logging.getLogger(__name__)
 
 
@@ -86,18 +90,23 @@ class LaunchScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called for every failure of a trial's process, those that Tune is going to retry included. A launch that is
-        ending leaves the retry to the next one."""
-        error = _error_of(trial)
-        outcome = Outcome.INTERRUPTED if trial.should_recover() else outcomes.of(error)
-        self._launch.lost(trial.config["cell_key"], _reason(error), outcome=outcome)
+        """Called for every failure of a trial's process. Tune starts it again in any case, unless it did so for a cell
+        that had been given up; that one is told to stop at its first message. A launch that is ending leaves the retry
+        to the next one."""
+        error, key = _error_of(trial), trial.config["cell_key"]
+        again = self._launch.again(key, node=is_cluster_fault(error))
+        if not again:
+            trial.max_failures = 0
+        self._launch.lost(key, _reason(error), outcome=Outcome.INTERRUPTED if again else outcomes.of(error))
 
 
 class LaunchStopper(Stopper):
     """Polled by Tune between events, ten times a second or more often."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, served: Callable[[], bool] = lambda: True) -> None:
+        """served: whether any node of the cluster can run a trial now."""
         self._launch = launch
+        self._nodes = Nodes(served, launch.halt)
 
     def __reduce__(self) -> Any:
         return Stopper, ()
@@ -106,13 +115,23 @@ class LaunchStopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self._nodes.look()
         return self._launch.should_stop()
 
 
+def is_cluster_fault(error: BaseException) -> bool:
+    """Whether a node was lost or out of reach, and not the trial's process alone. Ray has no class for the first."""
+    return isinstance(error, ActorUnavailableError) or (
+        isinstance(error, RayActorError) and any(text in str(error) for text in NODE_LOST)
+    )
+
+
 def _reason(error: BaseException) -> str:
-    """Of a dead process only that it died: Ray's text goes on for a page."""
+    """Of a dead process only that it died, and of what: Ray's text goes on for a page. Its first line is always the
+    same, the next one of its kind names the cause."""
     if isinstance(error, RayActorError):
-        said = next((line for line in str(error).splitlines() if line.startswith("The actor")), str(error))
+        verdicts = [line for line in str(error).splitlines() if line.startswith("The actor")]
+        said = (verdicts[1:] or verdicts or [str(error)])[0]
         return f"{type(error).__name__}: {said[:MOST_CHARACTERS]}"
     return outcomes.reason(error)
 

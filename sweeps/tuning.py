@@ -51,12 +51,10 @@ def fit(
     settings: Settings,
     *,
     cpus: float,
-    retries: int,
 ) -> None:
     """Run what the feed hands over, until it has nothing more or the launch asks to stop.
 
-    splits: by the JSON text of a run's data section; sent once to every node. retries: how often a trial whose process
-    died is started again.
+    splits: by the JSON text of a run's data section; sent once to every node.
     """
     runs = {key: cell.run.model_dump_json() for key, cell in feed.waiting.items()}
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(NO_LIMIT)
@@ -67,6 +65,7 @@ def fit(
 
     trainable = tune.with_parameters(trial.run, runs=runs, splits=dict(splits), settings=settings)
     searcher = LaunchSearcher(feed)
+    share = max(map(feed.share, feed.waiting.values()), default=0.0)
     folder = Path(tempfile.mkdtemp(prefix="sweep-"))
     try:
         tune.Tuner(
@@ -77,8 +76,8 @@ def fit(
             run_config=tune.RunConfig(
                 name="cells",
                 storage_path=str(folder),
-                stop=LaunchStopper(launch),
-                failure_config=tune.FailureConfig(max_failures=retries),
+                stop=LaunchStopper(launch, lambda: cluster.serves(cpus, share)),
+                failure_config=tune.FailureConfig(max_failures=-1),  # the launch knows when to give up
                 verbose=0,
             ),
         ).fit()

@@ -120,14 +120,16 @@ class Tracker:
                         if closing and self._report is None:
                             return
                         self._pause(self._poll_s)
-                except (UnavailableError, RefusedError) as problem:
+                except (UnavailableError, RefusedError, OSError) as problem:
                     # Everything that is not acknowledged is told again by a new session, which first looks for the runs
-                    # that a lost answer may have left behind.
+                    # that a lost answer may have left behind. So it is if the cursor or a dead letter cannot be
+                    # written (OSError), as on a full disk.
                     session = None
                     if not down:
                         _log.warning(
-                            "MLflow at %s does not answer (%s); the sweep goes on, its events wait in the ledger.",
+                            "MLflow at %s %s (%s); the sweep goes on, its events wait in the ledger.",
                             safe_uri(self.uri),
+                            "cannot be followed" if isinstance(problem, OSError) else "does not answer",
                             problem,
                         )
                     down = True

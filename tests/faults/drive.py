@@ -2,12 +2,14 @@
 
 Cells differ in their batch size only; `--fault 24=killed_once` makes the cell with batch size 24 misbehave. Everything
 that training does is written to <directory>/trace, one line each: time, pid, batch size, what. While <directory>/hold
-exists, no cell gets past its next epoch.
+exists, no cell gets past its next epoch. `--seeds 3` plans every cell three times, with different seeds; in the trace
+the further ones are `24.1236`. <directory>/clock, if it is there, holds the hours by which the driver's clock is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -23,7 +25,7 @@ from seqrec import data
 from seqrec.config import Data, Run
 from seqrec.errors import UserError
 from seqrec.reports import EpochReport, RunReport
-from sweeps import cells, execute
+from sweeps import cells, execute, nodes
 from sweeps.budget import Budget as Wall
 from sweeps.cells import Cell
 from sweeps.options import Options
@@ -31,7 +33,9 @@ from sweeps.space import Plan
 from sweeps.spec import Budget, Resources, SchedulerSpec, SweepSpec
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
+SEED = 1235
 HOLD = "hold"
+CLOCK = "clock"
 FAULTS = ("killed_once", "killed", "oom", "error", "nan", "full_disk")
 
 
@@ -47,12 +51,13 @@ def make_data(directory: Path) -> Path:
     return path
 
 
-def make_run(path: Path, batch_size: int, epochs: int, learning_rate: float = 1e-3) -> Run:
+def make_run(path: Path, batch_size: int, epochs: int, learning_rate: float = 1e-3, seed: int = SEED) -> Run:
+    train = {"batch_size": batch_size, "epochs": epochs, "patience": None, "learning_rate": learning_rate, "seed": seed}
     tree: dict[str, Any] = {
         "data": {"path": str(path)},
         "model": {"name": "sasrec", "max_length": 8, "hidden_size": 8, "n_blocks": 1},
         "loss": {"name": "ce"},
-        "train": {"batch_size": batch_size, "epochs": epochs, "patience": None, "learning_rate": learning_rate},
+        "train": train,
     }
     return Run.model_validate(tree)
 
@@ -69,10 +74,12 @@ class Trainer:
     def __call__(self, run: Run, *, on_epoch: Any, **rest: Any) -> RunReport:
         size = run.train.batch_size
         fault = self.faults.get(size, "")
-        self.note(size, "begin")
+        name = str(size) if run.train.seed == SEED else f"{size}.{run.train.seed}"
+        self.note(name, "begin")
+        past = 0 if self.instant else _kept(rest["workdir"] / "last.pt")
 
         def watched(report: EpochReport) -> None:
-            self.note(size, f"epoch {report.epoch}")
+            self.note(name, f"epoch {report.epoch}" if report.epoch > past else f"again {report.epoch}")
             on_epoch(report)
             time.sleep(self.epoch_s)
             while (self.directory / HOLD).exists():
@@ -87,7 +94,7 @@ class Trainer:
 
             return train(run, on_epoch=watched, **rest)
         finally:
-            self.note(size, "unwound")
+            self.note(name, "unwound")
 
     def strike(self, fault: str, size: int) -> None:
         if fault == "oom":
@@ -112,9 +119,18 @@ class Trainer:
         trace = self.directory / "trace"
         return trace.read_text().count(" epoch ") if trace.exists() else 0
 
-    def note(self, size: int, what: str) -> None:
+    def note(self, name: str, what: str) -> None:
         with (self.directory / "trace").open("a") as file:
-            file.write(f"{time.time_ns()} {os.getpid()} {size} {what}\n")
+            file.write(f"{time.time_ns()} {os.getpid()} {name} {what}\n")
+
+
+def _kept(checkpoint: Path) -> int:
+    """Epochs in a checkpoint, which training repeats without training them."""
+    import torch
+
+    if not checkpoint.exists():
+        return 0
+    return len(torch.load(checkpoint, map_location="cpu", weights_only=True)["history"])
 
 
 def _pretend(run: Run, on_epoch: Any) -> RunReport:
@@ -125,12 +141,27 @@ def _pretend(run: Run, on_epoch: Any) -> RunReport:
     return RunReport(run.train.epochs, False, {"best/ndcg_at_10": value, "best/epoch": 1.0, "test/ndcg_at_10": value})
 
 
+def set_clock(directory: Path) -> None:
+    """Let this process's clock be as wrong as the file says, whenever it is asked."""
+    seconds, nanoseconds = time.time, time.time_ns
+
+    def wrong_by_s() -> int:
+        try:
+            return round(3600 * float((directory / CLOCK).read_text()))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    time.time = lambda: seconds() + wrong_by_s()
+    time.time_ns = lambda: nanoseconds() + wrong_by_s() * 10**9
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cells", type=int, default=len(SIZES))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--epoch-s", type=float, default=0.0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scheduler", default="fifo")
     parser.add_argument("--fault", action="append", default=[], metavar="SIZE=NAME")
     parser.add_argument("--instant", action="store_true")
@@ -139,19 +170,22 @@ def main() -> int:
     parser.add_argument("--num-cpus", type=int, default=2)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--budget-epochs", type=int, help="wall time of the launch, on a clock that counts epochs")
+    parser.add_argument("--node-patience-s", type=float, help="how long the launch waits for a node")
     parser.add_argument("--tracking-uri")
     parser.add_argument("--track", action="store_true")
     arguments = parser.parse_args()
     directory: Path = arguments.directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
+    set_clock(directory)
     faults = {int(size): name for size, _, name in (text.partition("=") for text in arguments.fault)}
     assert set(faults.values()) <= set(FAULTS), faults
     path = make_data(directory)
     described = Data(path=str(path))
     statistics = data.statistics(described)
     planned = []
-    for size in SIZES[: arguments.cells]:
-        run = make_run(path, size, arguments.epochs, 1e30 if faults.get(size) == "nan" else 1e-3)
+    seeds = range(SEED, SEED + arguments.seeds)
+    for size, seed in itertools.product(SIZES[: arguments.cells], seeds):
+        run = make_run(path, size, arguments.epochs, 1e30 if faults.get(size) == "nan" else 1e-3, seed)
         parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": size, "train.seed": run.train.seed}
         planned.append(Cell(*cells.keys(run, statistics.digest), run, parameters, size * 2**20))
     spec = SweepSpec(
@@ -162,7 +196,7 @@ def main() -> int:
         data=described,
         fixed={},
         blocks=(),
-        seeds=(1235,),
+        seeds=tuple(seeds),
         aliases={},
         objectives=(("valid/ndcg_at_10", "max"), ("memory/peak_gib", "min")),
         scheduler=SchedulerSpec.model_validate({"name": arguments.scheduler}),
@@ -181,11 +215,15 @@ def main() -> int:
     plan = Plan(tuple(planned), 0, (), (), statistics, str(path))
     if arguments.budget_epochs:
         execute.remaining.budget = lambda *_: Wall(arguments.budget_epochs, clock=trainer.epochs)
+    if arguments.node_patience_s:
+        nodes.PATIENCE_S = arguments.node_patience_s
     try:
         return execute.run(spec, plan, options, trainer=trainer)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return execute.EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

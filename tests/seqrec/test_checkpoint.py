@@ -117,3 +117,21 @@ def test_a_half_written_file_of_a_killed_process_is_not_read(tmp_path: Path) -> 
     assert checkpoint.load(path, IDENTITY) is None
     checkpoint.save(path, state(), IDENTITY)
     assert checkpoint.load(path, IDENTITY) is not None
+
+
+def test_two_writers_at_once_leave_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a cluster starts a cell elsewhere while the first process, cut off, still finishes its epoch."""
+    path = tmp_path / "last.pt"
+    write = torch.save
+
+    def while_another_saves(content: object, file: object) -> None:
+        monkeypatch.setattr(torch, "save", write)
+        checkpoint.save(path, state(3), IDENTITY)
+        write(content, file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "save", while_another_saves)
+    checkpoint.save(path, state(2), IDENTITY)
+    loaded = checkpoint.load(path, IDENTITY)
+    assert loaded is not None
+    assert loaded.history == state(2).history, "the last to rename wins"
+    assert os.listdir(tmp_path) == ["last.pt"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -26,13 +26,22 @@ class FakeLaunch:
         self.stop = stop
         self.messages: list[Any] = []
         self.losses: list[Any] = []
+        self.tries = True
+        self.nodes: list[bool] = []
 
     def message(self, cell_key: str, message: dict[str, Any]) -> bool:
         self.messages.append((cell_key, message))
         return self.stop
 
+    def again(self, cell_key: str, *, node: bool) -> bool:
+        self.nodes.append(node)
+        return self.tries
+
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
         self.losses.append((cell_key, reason, outcome))
+
+    def halt(self, reason: str) -> None:
+        self.stop = True
 
     def should_stop(self) -> bool:
         return self.stop
@@ -60,11 +69,9 @@ def searcher(feed: FakeFeed) -> LaunchSearcher:
     return LaunchSearcher(feed)  # type: ignore[arg-type]
 
 
-def trial(error_file: Path | None = None, recovers: bool = False) -> Any:
+def trial(error_file: Path | None = None) -> Any:
     path = str(error_file) if error_file else None
-    return SimpleNamespace(
-        config={"cell_key": "k"}, trial_id="t", pickled_error_file=path, should_recover=lambda: recovers
-    )
+    return SimpleNamespace(config={"cell_key": "k"}, trial_id="t", pickled_error_file=path, max_failures=-1)
 
 
 def adapter(launch: FakeLaunch) -> LaunchScheduler:
@@ -85,14 +92,57 @@ def test_a_function_that_returns_is_over() -> None:
     assert launch.messages == []
 
 
-def test_a_dead_process_is_interrupted_while_tune_retries_and_an_error_after(tmp_path: Path) -> None:
+def test_a_dead_process_is_interrupted_while_the_launch_tries_again_and_an_error_after(tmp_path: Path) -> None:
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(ActorDiedError()))
     launch = FakeLaunch()
-    adapter(launch).on_trial_error(None, trial(file, recovers=True))
-    adapter(launch).on_trial_error(None, trial(file))
+    retried, given_up = trial(file), trial(file)
+    adapter(launch).on_trial_error(None, retried)
+    launch.tries = False
+    adapter(launch).on_trial_error(None, given_up)
     reason = "ActorDiedError: The actor died unexpectedly before finishing this task."
     assert launch.losses == [("k", reason, Outcome.INTERRUPTED), ("k", reason, Outcome.ERROR)]
+    assert (retried.max_failures, given_up.max_failures) == (-1, 0), "or Tune would start it for ever"
+
+
+@pytest.mark.parametrize(
+    ("error", "node"),
+    [
+        (
+            RayActorError(
+                "12", "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
+            ),
+            False,
+        ),
+        (
+            RayActorError(
+                "12", "The actor died because its node has died. Node Id: 12 the actor's node was terminated"
+            ),
+            True,
+        ),
+        (RayActorError("12", "The actor died unexpectedly.\nThe actor never ran - it was cancelled before"), True),
+        (ActorUnavailableError("RPC error: Socket closed", None), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_what_the_cluster_did_is_told_from_what_befell_the_process(
+    tmp_path: Path, error: Exception, node: bool
+) -> None:
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(error))
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file))
+    assert launch.nodes == [node]
+
+
+def test_a_reason_names_what_ray_says_the_process_died_of(tmp_path: Path) -> None:
+    cause = "The actor is dead because its worker process has died. Exit: 9"
+    said = f"The actor died unexpectedly.\n\tpid: 7\n{cause}\nThe actor x"
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(RayActorError("12", said)))
+    launch = FakeLaunch()
+    adapter(launch).on_trial_error(None, trial(file))
+    assert launch.losses == [("k", f"RayActorError: {cause}", Outcome.INTERRUPTED)]
 
 
 @pytest.mark.parametrize("stopping", ["budget", "interrupted", "halted"])
@@ -101,7 +151,7 @@ def test_a_process_that_dies_while_the_launch_ends_is_no_error_of_its_cell(tmp_p
     file.write_bytes(cloudpickle.dumps(ActorDiedError()))
     launch = FakeLaunch()
     launch.stopping = stopping
-    adapter(launch).on_trial_error(None, trial(file, recovers=True))
+    adapter(launch).on_trial_error(None, trial(file))
     assert [outcome for *_, outcome in launch.losses] == [Outcome.INTERRUPTED]
 
 
@@ -109,6 +159,7 @@ def test_what_killed_the_process_decides_the_outcome(tmp_path: Path) -> None:
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(MemoryError("x")))
     launch = FakeLaunch()
+    launch.tries = False
     adapter(launch).on_trial_error(None, trial(file))
     assert launch.losses == [("k", "MemoryError: x", Outcome.OOM)]
 
@@ -119,6 +170,7 @@ def test_an_error_that_cannot_be_read_is_still_an_error(tmp_path: Path, content:
     if content is not None:
         file.write_bytes(content)
     launch = FakeLaunch()
+    launch.tries = False
     adapter(launch).on_trial_error(None, trial(file))
     adapter(launch).on_trial_error(None, trial(None))
     assert [loss[2] for loss in launch.losses] == [Outcome.ERROR, Outcome.ERROR]
@@ -169,3 +221,11 @@ def test_a_trial_that_is_over_is_seen_however_it_ended() -> None:
     asked.suggest("t")
     asked.suggest("t")
     assert feed.ended == ["k"], "once"
+
+
+def test_a_launch_without_nodes_ends_when_it_has_waited_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = FakeLaunch()
+    for name in ("LOOK_S", "PATIENCE_S"):
+        monkeypatch.setattr(f"sweeps.nodes.{name}", 0.0)
+    assert not LaunchStopper(launch, lambda: True).stop_all()  # type: ignore[arg-type]
+    assert LaunchStopper(launch, lambda: False).stop_all()  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import pytest
 
 from sweeps import ledger
 from sweeps.tracking import Tracker, client
+from sweeps.tracking.cursor import Cursor
 
 Make = Callable[..., Any]
 
@@ -73,6 +74,28 @@ def test_an_outage_loses_nothing_and_is_told_once(few: Make, store: Any, caplog:
         assert store.drain(sweep, store.proxy(before=down)).pending == 0
     told = [record.getMessage() for record in caplog.records if record.name.startswith("sweeps")]
     assert [("does not answer" in line, "answers again" in line) for line in told] == [(True, False), (False, True)]
+    store.assert_told_once(sweep)
+
+
+def test_a_full_disk_under_the_cursor_ends_no_tracking(
+    few: Make, store: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = few()
+    save, calls = Cursor.save, [0]
+
+    def full(self: Cursor, *arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] <= 3:
+            raise OSError(28, "No space left on device")
+        save(self, *arguments)
+
+    monkeypatch.setattr(Cursor, "save", full)
+    assert store.drain(sweep).pending == 0
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("sweeps")]
+    assert [("cannot be followed ([Errno 28]" in line, "answers again" in line) for line in told] == [
+        (True, False),
+        (False, True),
+    ]
     store.assert_told_once(sweep)
 
 
