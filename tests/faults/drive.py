@@ -25,7 +25,7 @@ from seqrec import data
 from seqrec.config import Data, Run
 from seqrec.errors import UserError
 from seqrec.reports import EpochReport, RunReport
-from sweeps import cells, execute, nodes
+from sweeps import cells, execute, nodes, signals
 from sweeps.budget import Budget as Wall
 from sweeps.cells import Cell
 from sweeps.options import Options
@@ -223,7 +223,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return execute.EXIT_INTERRUPTED
+        return signals.EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

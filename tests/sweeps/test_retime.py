@@ -17,7 +17,7 @@ from seqrec.config import Run
 from seqrec.data.tables import Split
 from seqrec.errors import UserError
 from seqrec.reports import EpochReport, Metrics, RunReport
-from sweeps import alone, budget, cells, execute, remaining, results, retime, run as command
+from sweeps import alone, budget, cells, execute, remaining, results, retime, run as command, signals
 from sweeps.alone import Timed
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
@@ -197,7 +197,7 @@ def test_an_interruption_ends_it(tmp_path: Path, ray: FakeRay, times: Alone, mon
         return Timed({"time/epoch_s": 0.5, "time/step_ms": 5.0}, "n", "g")
 
     times.given = {1: interrupted}
-    assert execute.run(space(resources=SHARED), PLAN, options(tmp_path)) == execute.EXIT_INTERRUPTED
+    assert execute.run(space(resources=SHARED), PLAN, options(tmp_path)) == signals.EXIT_INTERRUPTED
     assert len(events(tmp_path, "timing")) == 2, "what was done stays"
     assert events(tmp_path, "close")[-1]["reason"] == "interrupted"
 
