@@ -198,7 +198,13 @@ def _feed(
         max_concurrent=resources.max_concurrent,
         ahead=resources.ahead,
     )
-    settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
+    settings = Settings(
+        checkpoints,
+        threads=max(1, int(resources.cpus_per_trial)),
+        trainer=trainer,
+        checkpoint_every_s=resources.checkpoint_every_s,
+        rungs=tuple(launch.rule.levels),
+    )
     tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial)
 
 

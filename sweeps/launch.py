@@ -16,6 +16,7 @@ from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
 from sweeps import facts, outcomes, snapshot
 from sweeps.budget import Budget
+from sweeps.cards import GIB
 from sweeps.cells import Cell
 from sweeps.deaths import Deaths
 from sweeps.errors import LedgerError
@@ -26,7 +27,6 @@ from sweeps.snapshot import Snapshot
 from sweeps.verdicts import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
-GIB = 2**30
 BEST_METRIC = f"best/{SELECTION_METRIC.removeprefix('valid/')}"
 AGAIN = "hint: make room and run the same command again, it goes on from there."
 
@@ -318,7 +318,4 @@ class Launch:
 
     def snapshot(self) -> Snapshot:
         """Where the sweep is; may be called from another thread."""
-        elapsed_s = self.budget.elapsed_s
-        left = max(0, self.allowed - self._ended_here)
-        eta_s = elapsed_s / self._ended_here * left if self._ended_here and self.allowed else None
-        return snapshot.of(self.cells, self.ledger.state, elapsed_s, eta_s)
+        return snapshot.of(self.cells, self.ledger.state, self.budget.elapsed_s, self._ended_here, self.allowed)
