@@ -307,9 +307,8 @@ class Launch:
                 if state.running and state.outcome is None and key in self.cells:
                     self.end(key, Outcome.INTERRUPTED, why)
             remaining = len(self.remaining())
-            reason: CloseReason = "budget" if remaining else "finished"
-            if self.stopping in ("interrupted", "halted"):
-                reason = "interrupted"
+            cut_off = self.stopping in ("interrupted", "halted")
+            reason: CloseReason = "interrupted" if cut_off else "budget" if remaining else "finished"
             launch = self.ledger.state.launches
             self.ledger.append("close", sync=True, launch=launch, reason=reason, remaining=remaining)
             return reason
