@@ -76,8 +76,8 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
         launch.retry(todo)
 
     tracker = _tracker(launch, options)
-    if not options.keep_checkpoints:
-        _tidy(checkpoints, launch)
+    leftovers = None if options.keep_checkpoints else checkpoints
+    remaining.tidy(leftovers, launch.outcome)
     try:
         with _closed(launch), _signals(launch):
             if todo:
@@ -85,8 +85,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             elif taken:
                 begin()
                 _start(tracker)
-            if not options.keep_checkpoints:
-                _tidy(checkpoints, launch)
+            remaining.tidy(leftovers, launch.outcome)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         _finish_tracking(tracker, directory)
@@ -103,14 +102,6 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             tracker = _tracker(launch, options)  # of an earlier launch that could not tell MLflow everything
             _start(tracker)
     return _sum_up(launch, tracker)
-
-
-def _tidy(checkpoints: Path, launch: Launch) -> None:
-    """Remove what is left of cells that have ended: a driver may have died between the end and the removal, and a
-    process that was cut off from the cluster writes once more."""
-    for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if launch.outcome(folder.name) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
