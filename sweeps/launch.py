@@ -54,7 +54,7 @@ class Launch:
         """Cells that this launch put off; they have no end, and what they still say is not heard."""
         self._on_end = on_end
         self.budget = budget or Budget()
-        self._deaths = Deaths()
+        self.deaths = Deaths()
         self._ended_here = 0
         self._is_open = False
         self.allowed = 0
@@ -203,11 +203,6 @@ class Launch:
                     self.halt(f"{cell.label}: {message['reason'].splitlines()[-1]}. {AGAIN}")
                 return True
         raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
-
-    def again(self, cell_key: str, *, node: bool) -> bool:
-        """Whether a cell that lost its process, or its whole node, is tried again."""
-        state = self.ledger.state.cells.get(cell_key)
-        return self._deaths.again(cell_key, state.epochs if state else 0, node=node)
 
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
         """A trial's process died or its last attempt failed; outcome `interrupted`: it will be tried again."""
