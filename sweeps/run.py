@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqrec import data
+from seqrec import data, remote
 from seqrec.data.tables import Statistics
 from seqrec.errors import SeqrecError, UserError, message
 from sweeps import cards, costs, measured, plan as plans, remaining, reuse, space, spec
@@ -71,13 +71,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _command(words: Sequence[str]) -> str:
-    """The command that goes on: the same, but that it tries nothing a second time."""
+    """The command that goes on: the same, but that it tries nothing a second time, and without the secrets."""
     kept, skip = [], False
     for word in words:
         if not skip and word != "--retry" and not word.startswith("--retry="):
             kept.append(word)
         skip = word == "--retry"
-    return shlex.join(["python", "-m", "sweeps.run", *kept])
+    return shlex.join(["python", "-m", "sweeps.run", *map(remote.scrubbed, kept)])
 
 
 def _statistics(sweep: SweepSpec) -> Statistics:
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--card", metavar="CARD", help="with --plan: a size, 80GiB, or a name; default: h100-80gb")
     parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="with --plan: cards; default: 1")
     parser.add_argument("--times", type=Path, metavar="LEDGER", help="with --plan: take times from an earlier sweep")
-    parser.add_argument("--data", metavar="FILE", help="another data set: a canonical parquet file or a bundled name")
+    parser.add_argument("--data", metavar="FILE", help="another data set: a canonical file, an address, a bundled name")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",

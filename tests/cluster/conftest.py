@@ -85,6 +85,45 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """An S3 server on the loopback interface: its address."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra `s3`)")
+    server = pytest.importorskip("moto.server", reason="moto is not installed (extra `dev`)")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+AWS = {
+    "AWS_ACCESS_KEY_ID": "c4n4ry-access-key",
+    "AWS_SECRET_ACCESS_KEY": "c4n4ry-secret-key",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
+
+
+@pytest.fixture
+def s3(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket `sweeps`, as s3fs sees it; the environment says how to reach it."""
+    import boto3
+    import s3fs
+
+    for name, value in {**AWS, "AWS_ENDPOINT_URL": moto_server}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = boto3.resource("s3").Bucket("sweeps")
+    bucket.create()
+    yield s3fs.S3FileSystem()
+    bucket.objects.delete()
+    bucket.delete()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A search space of two cells of 150 epochs, a few milliseconds each, and its data, in a folder of their own."""
