@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -44,13 +45,9 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.log = folder / "postgres.log"
-        # PostgreSQL refuses to run as root.
+        # PostgreSQL refuses to run as root, and pytest's folders are closed to others.
         self._user: dict[str, Any] = {"user": _anybody()} if os.geteuid() == 0 else {}
         if self._user:
-            for above in (folder, *folder.parents):
-                if above == above.parent or above.stat().st_mode & 0o001:
-                    break
-                above.chmod(above.stat().st_mode | 0o011)
             shutil.chown(folder, self._user["user"])
         (folder / "password").write_text(PASSWORD, encoding="utf-8")
         initdb = ["initdb", "--username", "mlflow", "--pwfile", str(folder / "password"), "--auth", "scram-sha-256"]
@@ -89,13 +86,14 @@ def _anybody() -> str:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def database() -> Iterator[Database]:
     pytest.importorskip("psycopg", reason="psycopg is not installed (extra `postgres`)")
     if not (shutil.which("postgres") and shutil.which("initdb")):
         pytest.skip("there is no postgres on the PATH")
-    running = Database(tmp_path_factory.mktemp("postgres"))
-    yield running
-    running.stop()
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        running = Database(Path(folder))
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")
