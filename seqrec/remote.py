@@ -10,11 +10,13 @@ as AWS_ACCESS_KEY_ID or a profile, and another endpoint than Amazon's from AWS_E
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from seqrec.errors import UserError, message
+from seqrec.errors import SeqrecError, UserError, message
 
 HIDDEN = "***"
 EXAMPLE = "s3://bucket/folder/file.parquet"
@@ -24,6 +26,11 @@ IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "ProfileNotFound")
 """botocore's errors by name: it is an optional dependency."""
 CREDENTIALS = "give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role"
+
+
+class StoreDownError(UserError):
+    """A store that does not answer now and may answer later."""
+
 
 _whole: dict[str, str] = {}
 """Concealed address -> the whole one."""
@@ -78,22 +85,36 @@ def conceal(address: str) -> str:
 def fetch(address: str, subject: str) -> bytes:
     """The content of one object. Raises UserError, which names `subject`, if there is none, if it may not be read, if
     there are no credentials for it or no library of its scheme."""
-    return _fetch(_whole.get(address, address), subject)
+    return _fetch(whole(address), subject)
 
 
 @lru_cache(maxsize=1)
 def _fetch(address: str, subject: str) -> bytes:
     """Kept, so that what is planned and what is trained on is the same even if the object changes in between."""
     system, path = open_store(address, subject)
-    try:
+    with asking(address, subject):
         return bytes(system.cat_file(path))
+
+
+@contextmanager
+def asking(address: str, subject: str) -> Iterator[None]:
+    """Whatever a store raises in the block comes out as one UserError."""
+    try:
+        yield
+    except SeqrecError:
+        raise
     except Exception as error:  # every library has its own kinds, and none of them can be imported here
         raise refusal(error, address, subject) from None
 
 
+def whole(address: str) -> str:
+    """What `conceal` was given; for another process that shall open the store."""
+    return _whole.get(address, address)
+
+
 def open_store(address: str, subject: str) -> tuple[Any, str]:
     """(fsspec's file system, path in it) of an address. Raises UserError as `fetch` does; nothing is asked yet."""
-    address = _whole.get(address, address)
+    address = whole(address)
     scheme = address.partition("://")[0]
     from fsspec.core import url_to_fs
     from fsspec.registry import get_filesystem_class
@@ -107,20 +128,18 @@ def open_store(address: str, subject: str) -> tuple[Any, str]:
     except ValueError:
         law = f"a path, or an address that fsspec knows, such as {EXAMPLE}"
         raise UserError(message(subject, redacted(address), law)) from None
-    try:
-        system, path = url_to_fs(address)
-    except Exception as error:  # as in `_fetch`
-        raise refusal(error, address, subject) from None
+    with asking(address, subject):
+        system, path = url_to_fs(address, use_listings_cache=False)
     return system, path
 
 
 def refusal(error: Exception, address: str, subject: str) -> UserError:
     """A store's error as ours. Of its text nothing is kept, for it may hold the address."""
-    told, kind = redacted(_whole.get(address, address)), type(error).__name__
+    told, kind = redacted(whole(address)), type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return UserError(message(subject, told, "an object that exists"))
+        return UserError(message(subject, told, "an object or a bucket that exists"))
     if isinstance(error, PermissionError):
         return UserError(message(subject, told, "credentials that may use it; these are refused", CREDENTIALS))
     if kind in WITHOUT_CREDENTIALS:
         return UserError(message(subject, told, "credentials for it; none were found", CREDENTIALS))
-    return UserError(message(subject, told, f"a store that answers ({kind})", "its endpoint is AWS_ENDPOINT_URL"))
+    return StoreDownError(message(subject, told, f"a store that answers ({kind})", "its endpoint is AWS_ENDPOINT_URL"))

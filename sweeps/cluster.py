@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ TOKEN = (
     "RAY_AUTH_MODE=disabled if the cluster has none"
 )
 REACH_S = 10.0
+SHOWN_S = 3.0
+"""How long a network file system may take to show a new file."""
 LOOPBACK = "127.0.0.1"
 """The only address at which Ray's processes do not listen to all networks."""
 CHATTER = ("ray._private.authentication.authentication_token_setup", "ray.tune.analysis.experiment_analysis")
@@ -211,6 +214,38 @@ def check(cpus: float, gpus: float) -> None:
     )
 
 
+def blind_nodes(folder: Path) -> list[str]:
+    """Addresses of the nodes with cores that do not see this folder of the driver's: a file put there tells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f"probe-{secrets.token_hex(8)}"
+    content = secrets.token_hex(8)
+    probe.write_text(content, encoding="utf-8")
+    look = ray.remote(num_cpus=0)(_sees)
+    try:
+        places = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        answers = ray.get([look.options(scheduling_strategy=_on(node)).remote(str(probe), content) for node in places])
+    finally:
+        probe.unlink()
+    return [node["NodeManagerAddress"] for node, sees in zip(places, answers, strict=True) if not sees]
+
+
+def _sees(path: str, content: str) -> bool:
+    """Whether this node has the file; a network file system is given some seconds to show it."""
+    end = time.monotonic() + SHOWN_S
+    while True:
+        try:
+            return Path(path).read_text(encoding="utf-8") == content
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+
+
+def _on(node: dict[str, Any]) -> Any:
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    return strategy(node["NodeID"], soft=False)
+
+
 def slots(cpus: float, gpus: float) -> int:
     """Trials that fit on the cluster at a time."""
     total = ray.cluster_resources()
@@ -222,15 +257,7 @@ def gpu_bytes() -> int:
     """Memory of the cluster's smallest GPU: one look on each node that has any."""
     places = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
     look = ray.remote(num_cpus=0, num_gpus=1)(_smallest_gpu)
-    pinned = [
-        look.options(
-            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                node["NodeID"], soft=False
-            )
-        )
-        for node in places
-    ]
-    return min(int(size) for size in ray.get([task.remote() for task in pinned]))
+    return min(int(size) for size in ray.get([look.options(scheduling_strategy=_on(node)).remote() for node in places]))
 
 
 def _smallest_gpu() -> int:

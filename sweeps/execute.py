@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from seqrec import data
+from seqrec import data, remote
 from seqrec.data.tables import Split
-from sweeps import facts, placement, remaining, reuse, stopping
+from sweeps import facts, mirror, placement, remaining, reuse, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.launch import Launch
@@ -31,14 +31,16 @@ from sweeps.space import Plan
 from sweeps.spec import Resources, SweepSpec
 
 if TYPE_CHECKING:
+    from sweeps.mirror import Mirror
     from sweeps.tracking import Tracker
-    from sweeps.trial import Trainer
+    from sweeps.trial import Settings, Trainer
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 RETRIES = 2
 """How often a cell whose worker died is tried again."""
 ROUNDS = 3
 """How often a launch hands a cell to Tune, at most, that Tune gives up without a word."""
+UNSHARED = "A cell that moves there from another node starts again. hint: --storage on a disk they share, or s3://..."
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
 HURRY_S = 10.0
@@ -51,16 +53,23 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
 
     trainer: in the place of `seqrec.train.train`. Raises UserError before anything has started.
     """
+    return mirror.during(options, spec.name, lambda store: _run(spec, plan, options, store, trainer))
+
+
+def _run(spec: SweepSpec, plan: Plan, options: Options, store: Mirror | None, trainer: Trainer | None) -> int:
     directory = options.storage.absolute() / spec.name
     checkpoints = directory / "checkpoints"
+    forget = store.forget if store else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True)
     found = remaining.reusable(spec, plan, options)
     launch = Launch(
         directory,
         plan.cells,
         stopping.rule(spec.scheduler, plan.cells),
         budget=remaining.budget(spec, options),
-        on_end=None if options.keep_checkpoints else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True),
+        on_end=None if options.keep_checkpoints else forget,
     )
+    if store:
+        store.attach(launch.halt)
     known = launch.ledger.state.cells
     taken = {key: cell for key, cell in found.cells.items() if reuse.is_free(known.get(key))}
     ended = {key: outcome for key in launch.cells if (outcome := launch.outcome(key)) is not None}
@@ -136,6 +145,7 @@ def _work(
     """Start Ray, check that the trials can run there, run them."""
     splits = {run_data.model_dump_json(): data.load(run_data) for run_data in {cell.run.data for cell in todo}}
     from sweeps import cluster
+    from sweeps.trial import Settings
 
     directory = launch.ledger.path.parent
     with cluster.session(
@@ -144,6 +154,8 @@ def _work(
         data_bytes=sum(map(facts.data_bytes, splits.values())),
         log_file=directory / "ray.log",
     ):
+        if options.address and not options.mirror and (blind := cluster.blind_nodes(directory)):
+            print(f"note: {directory} is not the same folder on {', '.join(blind)}. {UNSHARED}", file=sys.stderr)
         shares = _gpu_shares(spec.resources, todo)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares
@@ -153,8 +165,15 @@ def _work(
                 launch.end(cell.cell_key, Outcome.PREDICTED_OOM, "its predicted peak does not fit the smallest GPU")
         launch.allowed = len(todo)
         _start(tracker)
+        settings = Settings(
+            directory / "checkpoints",
+            threads=max(1, int(spec.resources.cpus_per_trial)),
+            trainer=trainer,
+            store=options.mirror and remote.whole(options.mirror) + f"/{spec.name}",
+            keep=options.keep_checkpoints,
+        )
         with View(launch.snapshot, quiet=options.quiet):
-            _rounds(launch, todo, splits, spec, shares, trainer, directory / "checkpoints")
+            _rounds(launch, todo, splits, spec, shares, settings)
 
 
 def _rounds(
@@ -163,16 +182,13 @@ def _rounds(
     splits: dict[str, Split],
     spec: SweepSpec,
     shares: dict[str, float | None],
-    trainer: Trainer | None,
-    checkpoints: Path,
+    settings: Settings,
 ) -> None:
     """Experiments until every cell has an end: one for each time that cells wait at a rung for all others, and again
     for those that Tune gave up without telling anybody."""
     from sweeps import tuning
-    from sweeps.trial import Settings
 
     resources = spec.resources
-    settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
     tries: Counter[str] = Counter()
     while not (launch.should_stop() or launch.stopping):
         launch.dismiss(todo)

@@ -19,7 +19,7 @@ from pathlib import Path
 from seqrec import data, remote
 from seqrec.data.tables import Statistics
 from seqrec.errors import SeqrecError, UserError, message
-from sweeps import cards, costs, measured, plan as plans, remaining, reuse, space, spec
+from sweeps import cards, costs, measured, mirror, plan as plans, remaining, reuse, space, spec
 from sweeps.ledger import CellState, fold, read
 from sweeps.options import Options
 from sweeps.outcomes import Outcome
@@ -135,10 +135,17 @@ def _options(arguments: argparse.Namespace) -> Options:
     if arguments.address is not None and arguments.num_cpus is not None:
         law = "no --address, the cluster has its own cores"
         raise UserError(message("--num-cpus", arguments.num_cpus, law))
-    if arguments.storage.exists() and not arguments.storage.is_dir():
-        raise UserError(message("--storage", str(arguments.storage), "a folder"))
+    storage, address = Path(arguments.storage), None
+    if remote.is_remote(arguments.storage):
+        if "?" in arguments.storage or "#" in arguments.storage:
+            raise UserError(message("--storage", remote.redacted(arguments.storage), "an address without ? and #"))
+        address = remote.conceal(arguments.storage.rstrip("/"))
+        storage = mirror.local_folder(address)
+    if storage.exists() and not storage.is_dir():
+        raise UserError(message("--storage", str(storage), "a folder"))
     return Options(
-        storage=arguments.storage,
+        storage=storage,
+        mirror=address,
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
         no_tracking=arguments.no_tracking,
@@ -192,7 +199,12 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of sweeps whose finished cells are taken over, beside those in the storage",
     )
     parser.add_argument("--no-reuse", action="store_true", help="train every cell here, whatever other sweeps hold")
-    parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument(
+        "--storage",
+        default="runs",
+        metavar="DIR",
+        help="a folder, or a store's address: s3://bucket/sweeps; default: runs",
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")
     parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow; default: SQLite in the storage folder")

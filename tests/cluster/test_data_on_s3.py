@@ -24,7 +24,7 @@ def test_the_digest_is_that_of_the_local_file(s3: Any) -> None:
 
 @pytest.mark.parametrize("address", ["s3://sweeps/data/nothing.parquet", "s3://no-such-bucket/nothing.parquet"])
 def test_no_such_object(address: str, s3: Any) -> None:
-    with pytest.raises(UserError, match=f"^data.path: got '{address}'; expected an object that exists"):
+    with pytest.raises(UserError, match=f"^data.path: got '{address}'; expected an object or a bucket that exists"):
         data.statistics(Data(path=address))
 
 

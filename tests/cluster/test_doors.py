@@ -23,7 +23,7 @@ def refused(head: Head, storage: Path, space: Path, environment: dict[str, str])
         env={**foreign, "HOME": str(storage.parent), **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
     )
     assert result.returncode == 2
     assert result.stdout == ""

@@ -25,7 +25,7 @@ def submit(head: Head, name: str, space: Path, storage: Path) -> None:
         env=head.environment,
         capture_output=True,
         check=True,
-        timeout=100,
+        timeout=400,
     )
 
 
@@ -56,7 +56,7 @@ def test_stopped_and_submitted_again(head: Head, tiny: Path, tmp_path: Path, mon
     wait_for(lambda: client.get_job_status("second").is_terminal(), "the end of the second job")
     assert client.get_job_status("second") is JobStatus.SUCCEEDED, client.get_job_logs("second")
     epochs = Counter((event["cell_key"], event["epoch"]) for event in events(storage, "epoch"))
-    assert len(epochs) == 2 * 150
+    assert len(epochs) == 2 * 80
     assert set(epochs.values()) == {1}, "an epoch was told twice"
     assert [event["outcome"] for event in events(storage, "end") if event["outcome"] != "interrupted"] == ["done"] * 2
     assert max(event["from_epoch"] for event in events(storage, "start")) > 0, "the second job began anew"

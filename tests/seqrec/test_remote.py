@@ -48,8 +48,8 @@ def test_what_was_planned_is_what_is_trained_on(beauty: bytes, memory: fsspec.Ab
 @pytest.mark.parametrize(
     ("address", "law"),
     [
-        ("memory://bucket/nothing.parquet", "expected an object that exists"),
-        ("file:///nowhere/nothing.parquet", "expected an object that exists"),
+        ("memory://bucket/nothing.parquet", "expected an object or a bucket that exists"),
+        ("file:///nowhere/nothing.parquet", "expected an object or a bucket that exists"),
         ("gopher://bucket/file.parquet", "expected a path, or an address that fsspec knows, such as s3://"),
     ],
 )

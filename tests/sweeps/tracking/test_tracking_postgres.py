@@ -22,7 +22,7 @@ from tests.sweeps.tracking.conftest import Store, Value
 
 pytestmark = pytest.mark.slow
 PASSWORD = "c4n4ry-password"
-START_S = 120.0
+START_S = 240.0
 
 
 def free_port() -> int:
