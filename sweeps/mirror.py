@@ -22,12 +22,14 @@ from pathlib import Path
 
 from seqrec import remote
 from sweeps import lease
-from sweeps.errors import LedgerError
+from sweeps.errors import LedgerBusy, LedgerError
+from sweeps.lease import Lease
 from sweeps.ledger import FILE_NAME
 from sweeps.options import Options
 
 POLL_S = 2.0
 """How old the mirror is at most, while the store answers."""
+WAIT_STEP_S = 5.0
 CLOSE_WAIT_S = 60.0
 """How long the end of a launch tries to reach a store that does not answer."""
 PIECE_BYTES = 4 * 2**20
@@ -54,7 +56,8 @@ def during(options: Options, name: str, work: Callable[[Mirror | None], int]) ->
     """
     if options.mirror is None:
         return work(None)
-    mirror = Mirror(options.mirror, name, options.storage.absolute() / name)
+    directory = options.storage.absolute() / name
+    mirror = Mirror(options.mirror, name, directory, wait_s=60 * options.wait_minutes)
     try:
         code = work(mirror)
     finally:
@@ -66,7 +69,9 @@ def during(options: Options, name: str, work: Callable[[Mirror | None], int]) ->
 class Mirror:
     """One sweep in a store, followed by a thread until `close`."""
 
-    def __init__(self, address: str, name: str, directory: Path, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, address: str, name: str, directory: Path, *, wait_s: float = 0.0, poll_s: float = POLL_S
+    ) -> None:
         self.address = f"{address}/{name}"
         self._directory = directory
         self._poll_s = poll_s
@@ -80,8 +85,7 @@ class Mirror:
         self._is_down = False
         self._closing = threading.Event()
         with remote.asking(address, SUBJECT):
-            written = max((number for _, number, _ in self._pieces()), default=0)
-            self._lease = lease.take(self._system, self._folder, self.address, written)
+            self._lease = self._take(wait_s)
             self._is_held = True
         try:
             with remote.asking(address, SUBJECT):
@@ -92,6 +96,20 @@ class Mirror:
             raise
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
+
+    def _take(self, wait_s: float) -> Lease:
+        end, is_told = time.monotonic() + wait_s, False
+        while True:
+            try:
+                written = max((number for _, number, _ in self._pieces()), default=0)
+                return lease.take(self._system, self._folder, self.address, written)
+            except LedgerBusy as busy:
+                if time.monotonic() + WAIT_STEP_S > end:
+                    raise
+                if not is_told:
+                    print(f"note: waiting up to {wait_s / 60:g} minutes: {busy}", file=sys.stderr)
+                is_told = True
+                time.sleep(WAIT_STEP_S)
 
     def attach(self, halt: Callable[[str], None]) -> None:
         """halt: called from the thread with the reason, if another driver takes the sweep over."""

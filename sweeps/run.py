@@ -146,6 +146,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         storage=storage,
         mirror=address,
+        wait_minutes=arguments.wait_minutes,
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
         no_tracking=arguments.no_tracking,
@@ -205,6 +206,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder, or a store's address: s3://bucket/sweeps; default: runs",
     )
+    parser.add_argument(
+        "--wait-minutes",
+        type=_minutes,
+        default=0.0,
+        metavar="M",
+        help="for a store that another driver holds; default: 0",
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")
     parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow; default: SQLite in the storage folder")
@@ -228,6 +236,16 @@ def _hours(text: str) -> float:
     if not 0 < hours < math.inf:
         raise argparse.ArgumentTypeError(f"got {text}; expected a number of hours > 0")
     return hours
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}; expected a number of minutes >= 0")
+    return minutes
 
 
 def _failures(text: str) -> tuple[Outcome, ...]:

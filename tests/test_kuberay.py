@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sweeps import run
+from sweeps import lease, run
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERAY = ROOT / "docker" / "kuberay"
@@ -91,6 +91,7 @@ def test_the_job_can_be_repeated_and_stopped(job: dict[str, Any]) -> None:
     arguments = run._parser().parse_args(words[3:])
     assert arguments.address == "auto"
     assert arguments.storage.startswith("s3://")
+    assert 60 * arguments.wait_minutes > lease.EXPIRY_S, "each refusal would cost a retry"
     assert job["backoffLimit"] > 0
     assert (ROOT / arguments.space.relative_to("/app")).exists()
     stopped = yaml.safe_load((ROOT / "docker" / "job.yaml").read_text(encoding="utf-8"))

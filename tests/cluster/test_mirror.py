@@ -168,6 +168,23 @@ def test_a_dead_holder_is_replaced_when_it_was_silent_for_long(on: Callable[[str
     assert two.close() == ""
 
 
+def test_who_waits_gets_it_when_the_holder_is_done_with_all_that_it_wrote(
+    on: Callable[[str], Mirror], system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = on("one")
+    monkeypatch.setattr(mirror, "WAIT_STEP_S", 0.01)
+
+    def finish(seconds: float) -> None:
+        write(one, 2)
+        assert one.close() == ""
+
+    monkeypatch.setattr(mirror.time, "sleep", finish)
+    two = Mirror(ADDRESS, "s", tmp_path / "two" / "s", wait_s=60.0)
+    assert two._ledger.read_bytes() == one._ledger.read_bytes() != b""
+    assert two._lease.number == 2
+    two.close()
+
+
 def test_a_holder_that_died_here_is_replaced_at_once(on: Callable[[str], Mirror], system: Any) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
