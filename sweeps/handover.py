@@ -115,15 +115,28 @@ class Carried:
         fresh = self.workdir / f"{CHECKPOINT_NAME}.fetched"
         try:
             with remote.asking(self._store, SUBJECT):
-                system, folder = self._open()
-                there = self._there(system, folder)
-                if there:
-                    self._sent, path = max(there)
-                    system.get_file(path, str(fresh))
-                    fresh.replace(self.workdir / CHECKPOINT_NAME)
+                self._sent = self._fetch_newest(fresh)
         except StoreDownError as error:
             _log.warning("a cell starts again: %s", error)
             fresh.unlink(missing_ok=True)
+
+    def _fetch_newest(self, fresh: Path) -> int:
+        """Its epochs; 0 if there is none. The attempt before may be putting a newer one in its place: look again."""
+        system, folder = self._open()
+        for looks_left in (2, 1, 0):
+            there = self._there(system, folder)
+            if not there:
+                return 0
+            epochs, path = max(there)
+            try:
+                system.get_file(path, str(fresh))
+            except FileNotFoundError:
+                if not looks_left:
+                    raise
+                continue
+            fresh.replace(self.workdir / CHECKPOINT_NAME)
+            return epochs
+        return 0
 
     def _open(self) -> tuple[Any, str]:
         assert self._store is not None

@@ -63,7 +63,7 @@ def during(options: Options, name: str, work: Callable[[Mirror | None], int]) ->
     finally:
         trouble = mirror.close()
         print(f"error: {trouble}" if trouble else f"in the store: {mirror.address}", file=sys.stderr)
-    return code or bool(trouble)
+    return code or int(bool(trouble))
 
 
 class Mirror:

@@ -111,12 +111,29 @@ def test_a_store_that_is_down_costs_epochs_and_no_cell(
     monkeypatch.setattr(type(system), "put_file", down)
     two = attempt()
     assert list(two.workdir.iterdir()) == []
-    train(two, range(1, 6))
+    train(two, range(1, 3))
     two.close()
     assert names(system) == ["000003.pt"]
     assert "a cell starts again: --storage: got 'memory://sweeps/here/s'" in caplog.text
     assert "could not be brought to the store (OSError)" in caplog.text
     assert "c4n4ry" not in caplog.text
+
+
+def test_the_attempt_before_is_just_bringing_a_newer_one(
+    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the get, the older one goes."""
+    system.pipe_file(f"{FOLDER}/000002.pt", b"epoch 2")
+    get = type(system).get_file
+
+    def late(self: Any, path: str, *args: Any, **named: Any) -> None:
+        if self.exists(f"{FOLDER}/000002.pt"):
+            self.pipe_file(f"{FOLDER}/000003.pt", b"epoch 3")
+            self.rm_file(f"{FOLDER}/000002.pt")
+        get(self, path, *args, **named)
+
+    monkeypatch.setattr(type(system), "get_file", late)
+    assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 3"
 
 
 def test_a_node_without_credentials_says_so(
