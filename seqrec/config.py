@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from seqrec import remote
 from seqrec.errors import ConfigError, message
 from seqrec.loss_config import (
     LOSSES as LOSSES,
@@ -55,12 +56,13 @@ PROTOCOLS: dict[str, dict[str, float | int | str]] = {
 
 
 class Data(Frozen):
-    """Which interactions, split how. `path`: a canonical parquet file, or the name of a bundled set.
+    """Which interactions, split how. `path`: a canonical parquet file, the name of a bundled set, or an address such as
+    s3://bucket/file.parquet, of which the secrets are left out here (`seqrec.remote`).
 
     null in a key of the split stands for the value of the split's paper; a key that the split does not read is refused.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(remote.conceal)]
     split: Literal["leave_one_out", "temporal", "replay"] = "leave_one_out"
     quantile: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Where the split cuts time: of all timestamps (temporal) or all rows in order of time (replay)."""

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqrec import data
+from seqrec import data, remote
 from seqrec.data.tables import Split, Statistics
 from seqrec.errors import UserError, message
-from sweeps import facts, mps, placement, remaining, retime, reuse, signals, stopping
+from sweeps import facts, mirror, mps, placement, remaining, retime, reuse, signals, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
 from sweeps.feed import Feed
@@ -29,10 +29,12 @@ from sweeps.space import Plan
 from sweeps.spec import SweepSpec
 
 if TYPE_CHECKING:
+    from sweeps.mirror import Mirror
     from sweeps.tracking import Tracker
-    from sweeps.trial import Trainer
+    from sweeps.trial import Settings, Trainer
 
 EXIT_DONE, EXIT_FAILED = 0, 1
+UNSHARED = "A cell that moves there from another node starts again. hint: --storage on a disk they share, or s3://..."
 TRACKING_WAIT_S = 60.0
 """How long the end of a launch waits for MLflow."""
 HURRY_S = 10.0
@@ -45,16 +47,23 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
 
     trainer: in the place of `seqrec.train.train`. Raises UserError before anything has started.
     """
+    return mirror.during(options, spec.name, lambda store: _run(spec, plan, options, store, trainer))
+
+
+def _run(spec: SweepSpec, plan: Plan, options: Options, store: Mirror | None, trainer: Trainer | None) -> int:
     directory = options.storage.absolute() / spec.name
     checkpoints = directory / "checkpoints"
+    forget = store.forget if store else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True)
     found = remaining.reusable(spec, plan, options)
     launch = Launch(
         directory,
         plan.cells,
         stopping.rule(spec.scheduler, plan.cells),
         budget=remaining.budget(spec, options),
-        on_end=None if options.keep_checkpoints else lambda key: shutil.rmtree(checkpoints / key, ignore_errors=True),
+        on_end=None if options.keep_checkpoints else forget,
     )
+    if store:
+        store.attach(launch.halt)
     known = launch.ledger.state.cells
     taken = {key: cell for key, cell in found.cells.items() if reuse.is_free(known.get(key))}
     ended = {key: outcome for key in launch.cells if (outcome := launch.outcome(key)) is not None}
@@ -141,6 +150,7 @@ def _work(
     """Start Ray, check that the trials can run there, run them."""
     splits = {run_data.model_dump_json(): data.load(run_data) for run_data in {cell.run.data for cell in todo}}
     from sweeps import cluster
+    from sweeps.trial import Settings
 
     directory = launch.ledger.path.parent
     with (
@@ -152,6 +162,8 @@ def _work(
             log_file=directory / "ray.log",
         ),
     ):
+        if options.address and not options.mirror and (blind := cluster.blind_nodes(directory)):
+            print(f"note: {directory} is not the same folder on {', '.join(blind)}. {UNSHARED}", file=sys.stderr)
         shares, smallest = _gpu_shares(spec, launch, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares
@@ -162,9 +174,18 @@ def _work(
         launch.allowed = len(todo)
         _start(tracker)
         signals.listen(launch)  # again: Ray, when it starts, puts handlers of its own in place, which end the process
+        settings = Settings(
+            directory / "checkpoints",
+            threads=max(1, int(spec.resources.cpus_per_trial)),
+            trainer=trainer,
+            store=options.mirror and remote.whole(options.mirror) + f"/{spec.name}",
+            keep=options.keep_checkpoints,
+            checkpoint_every_s=spec.resources.checkpoint_every_s,
+            rungs=tuple(launch.rule.levels),
+        )
         cells = placement.order(todo, statistics, shares) if spec.scheduler.name == "fifo" else todo
         with View(launch.snapshot, quiet=options.quiet):
-            _feed(launch, cells, splits, spec, shares, trainer, directory / "checkpoints")
+            _feed(launch, cells, splits, spec, shares, settings)
 
 
 def _feed(
@@ -173,12 +194,10 @@ def _feed(
     splits: dict[str, Split],
     spec: SweepSpec,
     shares: dict[str, float | None],
-    trainer: Trainer | None,
-    checkpoints: Path,
+    settings: Settings,
 ) -> None:
     """One experiment, until every cell has an end or the launch asks to stop."""
     from sweeps import tuning
-    from sweeps.trial import Settings
 
     resources = spec.resources
     feed = Feed(
@@ -188,13 +207,6 @@ def _feed(
         shares=shares,
         max_concurrent=resources.max_concurrent,
         ahead=resources.ahead,
-    )
-    settings = Settings(
-        checkpoints,
-        threads=max(1, int(resources.cpus_per_trial)),
-        trainer=trainer,
-        checkpoint_every_s=resources.checkpoint_every_s,
-        rungs=tuple(launch.rule.levels),
     )
     tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial)
 

@@ -14,6 +14,10 @@ class Options:
 
     storage: Path = Path("runs")
     """Sweeps live in `<storage>/<sweep name>/`."""
+    mirror: str | None = None
+    """Address of a store that holds the results; `storage` is then the driver's own copy."""
+    wait_minutes: float = 0.0
+    """How long to wait for a store that another driver holds."""
     address: str | None = None
     """Of a running Ray cluster; None: Ray is started inside this process."""
     tracking_uri: str | None = None

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqrec import data
+from seqrec import data, remote
 from seqrec.data.tables import Statistics
 from seqrec.errors import SeqrecError, UserError, message
-from sweeps import cards, costs, measured, plan as plans, remaining, reuse, space, spec
+from sweeps import cards, costs, measured, mirror, plan as plans, remaining, reuse, space, spec
 from sweeps.ledger import CellState, fold, read
 from sweeps.options import Options
 from sweeps.outcomes import Outcome
@@ -75,13 +75,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _command(words: Sequence[str]) -> str:
-    """The command that goes on: the same, but that it tries nothing a second time."""
+    """The command that goes on: the same, but that it tries nothing a second time, and without the secrets."""
     kept, skip = [], False
     for word in words:
         if not skip and word != "--retry" and not word.startswith("--retry="):
             kept.append(word)
         skip = word == "--retry"
-    return shlex.join(["python", "-m", "sweeps.run", *kept])
+    return shlex.join(["python", "-m", "sweeps.run", *map(remote.scrubbed, kept)])
 
 
 def _statistics(sweep: SweepSpec) -> Statistics:
@@ -139,10 +139,18 @@ def _options(arguments: argparse.Namespace) -> Options:
     if arguments.address is not None and arguments.num_cpus is not None:
         law = "no --address, the cluster has its own cores"
         raise UserError(message("--num-cpus", arguments.num_cpus, law))
-    if arguments.storage.exists() and not arguments.storage.is_dir():
-        raise UserError(message("--storage", str(arguments.storage), "a folder"))
+    storage, address = Path(arguments.storage), None
+    if remote.is_remote(arguments.storage):
+        if "?" in arguments.storage or "#" in arguments.storage:
+            raise UserError(message("--storage", remote.redacted(arguments.storage), "an address without ? and #"))
+        address = remote.conceal(arguments.storage.rstrip("/"))
+        storage = mirror.local_folder(address)
+    if storage.exists() and not storage.is_dir():
+        raise UserError(message("--storage", str(storage), "a folder"))
     return Options(
-        storage=arguments.storage,
+        storage=storage,
+        mirror=address,
+        wait_minutes=arguments.wait_minutes,
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
         no_tracking=arguments.no_tracking,
@@ -173,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--card", metavar="CARD", help="with --plan: a size, 80GiB, or a name; default: h100-80gb")
     parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="with --plan: cards; default: 1")
     parser.add_argument("--times", type=Path, metavar="LEDGER", help="with --plan: take times from an earlier sweep")
-    parser.add_argument("--data", metavar="FILE", help="another data set: a canonical parquet file or a bundled name")
+    parser.add_argument("--data", metavar="FILE", help="another data set: a canonical file, an address, a bundled name")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -203,7 +211,19 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="time the front's cells again at the end, alone, where they shared; default: resources.retime",
     )
-    parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument(
+        "--storage",
+        default="runs",
+        metavar="DIR",
+        help="a folder, or a store's address: s3://bucket/sweeps; default: runs",
+    )
+    parser.add_argument(
+        "--wait-minutes",
+        type=_minutes,
+        default=0.0,
+        metavar="M",
+        help="for a store that another driver holds; default: 0",
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray in this process")
     parser.add_argument("--num-cpus", type=_count, metavar="N", help="cores for the Ray in this process; default: all")
     parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow; default: SQLite in the storage folder")
@@ -227,6 +247,16 @@ def _hours(text: str) -> float:
     if not 0 < hours < math.inf:
         raise argparse.ArgumentTypeError(f"got {text}; expected a number of hours > 0")
     return hours
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}; expected a number of minutes >= 0")
+    return minutes
 
 
 def _failures(text: str) -> tuple[Outcome, ...]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from seqrec import yamlfile
+from seqrec import remote, yamlfile
 from seqrec.config import CUTOFFS, SELECTION_METRIC, Data, Frozen, known_keys, parse_section, suggest
 from seqrec.errors import ConfigError, message
 from sweeps import blocks
@@ -130,11 +130,20 @@ def load(path: Path, overrides: Sequence[str] = (), data: str | None = None) -> 
         tree = yamlfile.load(path)
         text = path.read_text(encoding="utf-8")
         _refuse_unknown(tree, (*SWEEP_KEYS, *BLOCK_KEYS), f"{source}: ")
+        _refuse_secrets((source, text), *(("--set", override) for override in overrides))
         changes = [parse_override(override) for override in overrides]
         change_tree(tree, changes, data)
         return _read(tree, source, text, changes, tuple(overrides), path.stem)
     except (ConfigError, SpecError) as error:
         raise SpecError(tell_override(str(error), source, changes)) from None
+
+
+def _refuse_secrets(*texts: tuple[str, str]) -> None:
+    """Raises SpecError for an address with a secret in what every ledger, report and MLflow show."""
+    for place, text in texts:
+        if found := remote.secrets_in(text):
+            law = "an address without user, password or signature, for the ledger keeps this text"
+            raise SpecError(message(place, found[0], law, "give the address by --data, or credentials otherwise"))
 
 
 def _read(

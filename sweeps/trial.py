@@ -24,8 +24,10 @@ from ray import tune
 
 from seqrec.config import Run
 from seqrec.data.tables import Split
+from seqrec.errors import UserError
 from seqrec.reports import EpochReport, Metrics, RunReport
 from sweeps import outcomes
+from sweeps.handover import CHECKPOINT_NAME, Carried
 from sweeps.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 
 Trainer = Callable[..., RunReport]
 """`seqrec.train.train`, or what stands in for it: (run, *, split, on_epoch, workdir, device)."""
-
-CHECKPOINT_NAME = "last.pt"
-"""As in `seqrec.trainer`, which would import torch here."""
 
 PEAK = "memory/peak_gib"
 
@@ -56,6 +55,10 @@ class Settings:
     """As in `seqrec.trainer.Keep`; this and the next are for `seqrec.train.train` alone."""
     rungs: tuple[int, ...] = ()
     """Epochs from which on, at its next validation, the driver may end a trial."""
+    store: str | None = None
+    """The sweep's folder in a store that takes the checkpoints; None: they stay in `checkpoints`."""
+    keep: bool = False
+    """Bring also the checkpoints of finished cells there."""
 
 
 def run(
@@ -71,18 +74,22 @@ def run(
     key, gpu_share = config["cell_key"], config["gpu_share"]
     _settle()
     _limit(settings.threads, gpu_share)
-    workdir = settings.checkpoints / key
-    started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / CHECKPOINT_NAME)}
-    _send("start", **started, gpu_share=gpu_share)
-    device = "cuda" if gpu_share else "cpu"
-    last = _train(
-        Run.model_validate_json(runs[key]),
-        splits,
-        workdir,
-        device,
-        settings.trainer or partial(_seqrec, settings=settings),
-    )
-    _send("end", **last)
+    try:
+        carried = Carried(settings.store, settings.checkpoints, key)
+    except UserError as error:  # would fail every cell on this node
+        reason = f"{socket.gethostname()}: {error}"
+        _send("end", outcome=Outcome.INTERRUPTED, reason=reason, epochs=0, metrics={})
+        return
+    try:
+        epochs = _epochs_in(carried.workdir / CHECKPOINT_NAME)
+        _send("start", node=socket.gethostname(), pid=os.getpid(), from_epoch=epochs, gpu_share=gpu_share)
+        device = "cuda" if gpu_share else "cpu"
+        trainer = carried.around(settings.trainer or partial(_seqrec, settings=settings))
+        last = _train(Run.model_validate_json(runs[key]), splits, carried.workdir, device, trainer)
+        carried.is_needed = settings.keep or not last["outcome"].is_terminal
+        _send("end", **last)
+    finally:
+        carried.close()
 
 
 def _train(run: Run, splits: Mapping[str, Split], workdir: Path, device: str, trainer: Trainer) -> dict[str, Any]:

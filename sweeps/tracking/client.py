@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from seqrec import remote
 from sweeps.tracking.links import sqlite_path, use_write_ahead_log
 
 ENVIRONMENT = {
@@ -77,4 +78,4 @@ def call(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:REASON_LIMIT]
+    return remote.scrubbed(str(error).strip().partition("\n")[0])[:REASON_LIMIT]

@@ -69,15 +69,18 @@ def artifact_root(uri: str, root: str | Path | None) -> str | None:
 
 
 def safe_uri(uri: str) -> str:
-    """The address without a password: for logs, links and tracking.json."""
+    """The address without a password and without what its query says: for logs, links and tracking.json."""
     try:
         parts = urlsplit(uri)
         secret = parts.password
     except ValueError:
         return uri.partition("://")[0] + "://..."
-    if secret is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+    if parts.query:
+        parts = parts._replace(query="***")
+    if secret is not None:
+        parts = parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}")
+    # urlunsplit takes slashes away from sqlite:////file, so that it is asked only where there is something to hide.
+    return urlunsplit(parts) if parts.query or secret is not None else uri
 
 
 def use_write_ahead_log(path: Path) -> bool:

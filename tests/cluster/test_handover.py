@@ -1,0 +1,157 @@
+"""Checkpoints by way of a store: a cell that was paused goes on in another folder from the epoch it had reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from seqrec.config import Run
+from seqrec.errors import UserError
+from seqrec.reports import EpochReport
+from sweeps import handover
+from sweeps.handover import CHECKPOINT_NAME, Carried
+from tests.cluster.conftest import wait_for
+
+STORE = "memory://sweeps/here/s"
+FOLDER = "/sweeps/here/s/checkpoints/cell"
+RUN: Any = Run.model_construct()
+
+
+@pytest.fixture
+def system() -> Iterator[Any]:
+    found = fsspec.filesystem("memory")
+    found.store.clear()
+    yield found
+    found.store.clear()
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: Any) -> Callable[..., Carried]:
+    monkeypatch.setattr(handover.tempfile, "tempdir", str(tmp_path))
+    return lambda **options: Carried(STORE, Path("/nowhere"), "cell", **{"every_s": 60.0} | options)
+
+
+def train(carried: Carried, epochs: range, on_epoch: Callable[[EpochReport], None] = lambda report: None) -> None:
+    """A trainer that writes its checkpoint, then tells of the epoch, as `seqrec.trainer` does."""
+
+    def trainer(run: Run, *, on_epoch: Callable[[EpochReport], None], workdir: Path) -> None:
+        for epoch in epochs:
+            (workdir / CHECKPOINT_NAME).write_bytes(b"epoch %d" % epoch)
+            on_epoch(EpochReport(epoch, {}, True))
+
+    carried.around(trainer)(RUN, on_epoch=on_epoch, workdir=carried.workdir)
+
+
+def names(system: Any) -> list[str]:
+    return [path.rpartition("/")[2] for path in system.find(FOLDER)]
+
+
+def test_paused_here_and_promoted_there(attempt: Callable[..., Carried], system: Any) -> None:
+    one = attempt()
+    train(one, range(1, 4))
+    one.close()
+    assert not one.workdir.exists(), "the node is clear"
+    assert names(system) == ["000003.pt"]
+    two = attempt()
+    assert two.workdir != one.workdir
+    assert (two.workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 3"
+    train(two, range(1, 6))  # the first three told again
+    two.close()
+    assert names(system) == ["000005.pt"]
+    assert system.cat_file(f"{FOLDER}/000005.pt") == b"epoch 5"
+
+
+def test_a_trial_that_is_stopped_from_outside_still_brings_its_checkpoint(
+    attempt: Callable[..., Carried], system: Any
+) -> None:
+    """Ray stops a trial by SystemExit where it tells of an epoch."""
+
+    def stop(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise SystemExit
+
+    one = attempt()
+    with pytest.raises(SystemExit):
+        train(one, range(1, 9), stop)
+    one.close()
+    assert names(system) == ["000002.pt"]
+
+
+def test_a_node_that_dies_has_brought_what_it_had_a_while_ago(attempt: Callable[..., Carried], system: Any) -> None:
+    one = attempt(every_s=0.01)
+    train(one, range(1, 3), lambda report: wait_for(lambda: names(system) == [f"{report.epoch:06d}.pt"], "it"))
+    # It dies here: nothing is closed.
+    assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 2"
+
+
+def test_a_finished_cell_needs_no_checkpoint(attempt: Callable[..., Carried], system: Any) -> None:
+    one = attempt()
+    train(one, range(1, 4))
+    one.is_needed = False
+    one.close()
+    assert names(system) == []
+
+
+def test_a_store_that_is_down_costs_epochs_and_no_cell(
+    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = attempt()
+    train(one, range(1, 4))
+    one.close()
+
+    def down(*args: Any, **named: Any) -> None:
+        raise OSError("https://store/?sig=c4n4ry")
+
+    monkeypatch.setattr(handover, "LAST_WAIT_S", 0.0)
+    monkeypatch.setattr(type(system), "get_file", down)
+    monkeypatch.setattr(type(system), "put_file", down)
+    two = attempt()
+    assert list(two.workdir.iterdir()) == []
+    train(two, range(1, 3))
+    two.close()
+    assert names(system) == ["000003.pt"]
+    assert "a cell starts again: --storage: got 'memory://sweeps/here/s'" in caplog.text
+    assert "could not be brought to the store (OSError)" in caplog.text
+    assert "c4n4ry" not in caplog.text
+
+
+def test_the_attempt_before_is_just_bringing_a_newer_one(
+    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the get, the older one goes."""
+    system.pipe_file(f"{FOLDER}/000002.pt", b"epoch 2")
+    get = type(system).get_file
+
+    def late(self: Any, path: str, *args: Any, **named: Any) -> None:
+        if self.exists(f"{FOLDER}/000002.pt"):
+            self.pipe_file(f"{FOLDER}/000003.pt", b"epoch 3")
+            self.rm_file(f"{FOLDER}/000002.pt")
+        get(self, path, *args, **named)
+
+    monkeypatch.setattr(type(system), "get_file", late)
+    assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 3"
+
+
+def test_a_node_without_credentials_says_so(
+    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **named: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(type(system), "find", refuse)
+    with pytest.raises(
+        UserError, match="--storage: got 'memory://sweeps/here/s'; expected credentials that may use it"
+    ):
+        attempt()
+
+
+def test_a_folder_carries_nothing(tmp_path: Path) -> None:
+    one = Carried(None, tmp_path, "cell")
+    assert one.workdir == tmp_path / "cell"
+    trainer = object()
+    assert one.around(trainer) is trainer  # type: ignore[arg-type, comparison-overlap]
+    one.close()
