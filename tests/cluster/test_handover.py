@@ -155,3 +155,24 @@ def test_a_folder_carries_nothing(tmp_path: Path) -> None:
     trainer = object()
     assert one.around(trainer) is trainer  # type: ignore[arg-type, comparison-overlap]
     one.close()
+
+
+@pytest.mark.parametrize(("written", "left", "name"), [({2}, False, "000002.pt"), ({2}, True, "000005.pt")])
+def test_the_name_says_the_epochs_that_are_in_it(
+    written: set[int], left: bool, name: str, attempt: Callable[..., Carried], system: Any
+) -> None:
+    """Not every epoch is written down; an interrupted one is, after it was told."""
+    one = attempt()
+
+    def trainer(run: Run, *, on_epoch: Callable[[EpochReport], None], workdir: Path) -> None:
+        for epoch in range(1, 6):
+            if epoch in written:
+                (workdir / CHECKPOINT_NAME).write_bytes(b"epoch %d" % epoch)
+            on_epoch(EpochReport(epoch, {}, True))
+        if left:
+            (workdir / f"{CHECKPOINT_NAME}.tmp").write_bytes(b"epoch 5")
+            (workdir / f"{CHECKPOINT_NAME}.tmp").replace(workdir / CHECKPOINT_NAME)
+
+    one.around(trainer)(RUN, on_epoch=lambda report: None, workdir=one.workdir)
+    one.close()
+    assert names(system) == [name]
