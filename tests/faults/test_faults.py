@@ -93,9 +93,10 @@ def test_a_driver_that_is_stopped_in_every_way(sweep: Sweep) -> None:
     sweep.process.send_signal(signal.SIGKILL)
     sweep.finish()
 
-    sweep.start(*slow)
-    sweep.wait_for("end", len(sweep.events("end")) + 1)
-    sweep.process.send_signal(signal.SIGINT)
+    with sweep.held():
+        sweep.start(*slow)
+        sweep.wait_for("start", len(sweep.events("start")) + 2)
+        sweep.process.send_signal(signal.SIGINT)
     code, text = sweep.finish()
     assert code == 130, text
     assert sweep.events("close")[-1]["reason"] == "interrupted"
