@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,7 +79,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _listens(port: int) -> bool:
