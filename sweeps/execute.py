@@ -78,8 +78,8 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             _start(tracker)
 
     tracker = _tracker(launch, options)
-    if not options.keep_checkpoints:
-        _tidy(checkpoints, launch)
+    leftovers = None if options.keep_checkpoints else checkpoints
+    remaining.tidy(leftovers, launch.outcome)
     try:
         with _closed(launch), signals.heard(launch):
             if todo:
@@ -88,8 +88,7 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
                 begin()
                 _start(tracker)
             timed = retime.front(launch, spec, options, begin_late)
-            if not options.keep_checkpoints:
-                _tidy(checkpoints, launch)
+            remaining.tidy(leftovers, launch.outcome)
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         _finish_tracking(tracker, directory)
@@ -106,14 +105,6 @@ def run(spec: SweepSpec, plan: Plan, options: Options, *, trainer: Trainer | Non
             tracker = _tracker(launch, options)  # of an earlier launch that could not tell MLflow everything
             _start(tracker)
     return _sum_up(launch, tracker)
-
-
-def _tidy(checkpoints: Path, launch: Launch) -> None:
-    """Remove what is left of cells that have ended: a driver may have died between the end and the removal, and a
-    process that was cut off from the cluster writes once more."""
-    for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if launch.outcome(folder.name) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -198,7 +189,13 @@ def _feed(
         max_concurrent=resources.max_concurrent,
         ahead=resources.ahead,
     )
-    settings = Settings(checkpoints, threads=max(1, int(resources.cpus_per_trial)), trainer=trainer)
+    settings = Settings(
+        checkpoints,
+        threads=max(1, int(resources.cpus_per_trial)),
+        trainer=trainer,
+        checkpoint_every_s=resources.checkpoint_every_s,
+        rungs=tuple(launch.rule.levels),
+    )
     tuning.fit(launch, feed, splits, settings, cpus=resources.cpus_per_trial)
 
 

@@ -16,6 +16,7 @@ from seqrec.config import SELECTION_METRIC
 from seqrec.reports import Metrics
 from sweeps import facts, outcomes, snapshot
 from sweeps.budget import Budget
+from sweeps.cards import GIB
 from sweeps.cells import Cell
 from sweeps.deaths import Deaths
 from sweeps.errors import LedgerError
@@ -26,7 +27,6 @@ from sweeps.snapshot import Snapshot
 from sweeps.verdicts import GO_ON, Rule, Verdict
 
 CloseReason = Literal["finished", "interrupted", "budget"]
-GIB = 2**30
 BEST_METRIC = f"best/{SELECTION_METRIC.removeprefix('valid/')}"
 AGAIN = "hint: make room and run the same command again, it goes on from there."
 
@@ -54,7 +54,7 @@ class Launch:
         """Cells that this launch put off; they have no end, and what they still say is not heard."""
         self._on_end = on_end
         self.budget = budget or Budget()
-        self._deaths = Deaths()
+        self.deaths = Deaths()
         self._ended_here = 0
         self._is_open = False
         self.allowed = 0
@@ -204,11 +204,6 @@ class Launch:
                 return True
         raise ValueError(f"kind: got {message['kind']!r}; expected start, epoch or end.")
 
-    def again(self, cell_key: str, *, node: bool) -> bool:
-        """Whether a cell that lost its process, or its whole node, is tried again."""
-        state = self.ledger.state.cells.get(cell_key)
-        return self._deaths.again(cell_key, state.epochs if state else 0, node=node)
-
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
         """A trial's process died or its last attempt failed; outcome `interrupted`: it will be tried again."""
         try:
@@ -307,9 +302,8 @@ class Launch:
                 if state.running and state.outcome is None and key in self.cells:
                     self.end(key, Outcome.INTERRUPTED, why)
             remaining = len(self.remaining())
-            reason: CloseReason = "budget" if remaining else "finished"
-            if self.stopping in ("interrupted", "halted"):
-                reason = "interrupted"
+            cut_off = self.stopping in ("interrupted", "halted")
+            reason: CloseReason = "interrupted" if cut_off else "budget" if remaining else "finished"
             launch = self.ledger.state.launches
             self.ledger.append("close", sync=True, launch=launch, reason=reason, remaining=remaining)
             return reason
@@ -318,7 +312,4 @@ class Launch:
 
     def snapshot(self) -> Snapshot:
         """Where the sweep is; may be called from another thread."""
-        elapsed_s = self.budget.elapsed_s
-        left = max(0, self.allowed - self._ended_here)
-        eta_s = elapsed_s / self._ended_here * left if self._ended_here and self.allowed else None
-        return snapshot.of(self.cells, self.ledger.state, elapsed_s, eta_s)
+        return snapshot.of(self.cells, self.ledger.state, self.budget.elapsed_s, self._ended_here, self.allowed)

@@ -4,7 +4,9 @@ same answer for `--plan` and for the driver. No torch, no ray.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 from seqrec.errors import UserError, message
 from sweeps import placement, reuse
@@ -57,3 +59,12 @@ def budget(spec: SweepSpec, options: Options) -> Budget:
         place = "--limit-gpu-hours" if options.limit_gpu_hours is not None else f"{spec.source}: budget.gpu_hours"
         raise UserError(message(place, gpu, "none where trials use no GPU (resources.gpus_per_trial)"))
     return Budget(wall and wall * HOUR_S, gpu and gpu * HOUR_S)
+
+
+def tidy(checkpoints: Path | None, outcome: Callable[[str], Outcome | None]) -> None:
+    """Remove what is left of ended cells in the checkpoints' folder (None: all is to be kept): a driver may have died
+    between the end and the removal, and a process that was cut off from the cluster writes once more. outcome: how a
+    planned cell ended."""
+    for folder in checkpoints.iterdir() if checkpoints and checkpoints.is_dir() else ():
+        if outcome(folder.name) is not None:
+            shutil.rmtree(folder, ignore_errors=True)

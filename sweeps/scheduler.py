@@ -94,7 +94,8 @@ class LaunchScheduler(FIFOScheduler):
         that had been given up; that one is told to stop at its first message. A launch that is ending leaves the retry
         to the next one."""
         error, key = _error_of(trial), trial.config["cell_key"]
-        again = self._launch.again(key, node=is_cluster_fault(error))
+        state = self._launch.ledger.state.cells.get(key)
+        again = self._launch.deaths.again(key, state.epochs if state else 0, node=is_cluster_fault(error))
         if not again:
             trial.max_failures = 0
         self._launch.lost(key, _reason(error), outcome=Outcome.INTERRUPTED if again else outcomes.of(error))

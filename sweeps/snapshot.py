@@ -30,8 +30,8 @@ class Snapshot:
         return sum(self.counts.values())
 
 
-def of(cells: Mapping[str, Cell], state: State, elapsed_s: float, eta_s: float | None) -> Snapshot:
-    """cells: the planned ones by key. The state may grow while it is read."""
+def of(cells: Mapping[str, Cell], state: State, elapsed_s: float, ended: int, allowed: int) -> Snapshot:
+    """cells: the planned ones by key. ended, allowed: cells of this launch. The state may grow while it is read."""
     counts: dict[Outcome, int] = {}
     running: list[tuple[str, int, int]] = []
     best: tuple[str, float] | None = None
@@ -45,4 +45,5 @@ def of(cells: Mapping[str, Cell], state: State, elapsed_s: float, eta_s: float |
             running.append((known.label, known.epochs, cell.run.train.epochs))
         if known.best is not None and (best is None or known.best > best[1]):
             best = (known.label, known.best)
+    eta_s = elapsed_s / ended * max(0, allowed - ended) if ended and allowed else None
     return Snapshot(len(cells), counts, tuple(running), best, elapsed_s, eta_s)

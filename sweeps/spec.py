@@ -73,6 +73,8 @@ class Resources(Frozen):
     gpus_per_trial: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
     """A share of a GPU, 0 for none; auto: from the predicted memory, none on a machine without a GPU."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """Seconds of training between a trial's checkpoints: what a crash costs. 0: after every epoch."""
     mps: bool = False
     """Run NVIDIA's Multi-Process Service on this machine for as long as a launch lasts."""
     try_infeasible: bool = False

@@ -52,6 +52,10 @@ class Asha(Stopping):
             rung *= self.reduction_factor
             level = round(rung)
 
+    @property
+    def levels(self) -> Sequence[int]:
+        return list(self.rungs)
+
     def record(self, cell: Cell, epoch: int, value: float | None) -> Verdict:
         if value is None:
             return GO_ON

@@ -13,9 +13,9 @@ import gc
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,10 @@ class Settings:
     threads: int
     trainer: Trainer | None = None
     """None: `seqrec.train.train`."""
+    checkpoint_every_s: float = 0.0
+    """As in `seqrec.trainer.Keep`; this and the next are for `seqrec.train.train` alone."""
+    rungs: tuple[int, ...] = ()
+    """Epochs from which on, at its next validation, the driver may end a trial."""
 
 
 def run(
@@ -71,7 +75,13 @@ def run(
     started = {"node": socket.gethostname(), "pid": os.getpid(), "from_epoch": _epochs_in(workdir / CHECKPOINT_NAME)}
     _send("start", **started, gpu_share=gpu_share)
     device = "cuda" if gpu_share else "cpu"
-    last = _train(Run.model_validate_json(runs[key]), splits, workdir, device, settings.trainer or _seqrec)
+    last = _train(
+        Run.model_validate_json(runs[key]),
+        splits,
+        workdir,
+        device,
+        settings.trainer or partial(_seqrec, settings=settings),
+    )
     _send("end", **last)
 
 
@@ -105,10 +115,18 @@ def _plain(metrics: Metrics) -> Metrics:
     return {key: float(value) for key, value in metrics.items()}
 
 
-def _seqrec(run: Run, **options: Any) -> RunReport:
+def _seqrec(run: Run, *, settings: Settings, **options: Any) -> RunReport:
     from seqrec.train import train
+    from seqrec.trainer import Keep
 
-    return train(run, resident=_resident(), **options)
+    keep = Keep(settings.checkpoint_every_s, pauses(run, settings.rungs))
+    return train(run, resident=_resident(), keep=keep, **options)
+
+
+def pauses(run: Run, rungs: Iterable[int]) -> frozenset[int]:
+    """Epochs at which a rule with these rungs may end the run's trial."""
+    every, last = run.train.valid_every, run.train.epochs
+    return frozenset(min(last, -(-rung // every) * every) for rung in rungs)
 
 
 @cache

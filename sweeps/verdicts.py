@@ -27,6 +27,11 @@ class Rule(Protocol):
     starts, epochs and ends of a ledger in their order has the rule that lived through them."""
 
     @property
+    def levels(self) -> Sequence[int]:
+        """Rungs: a cell may be stopped or paused at its first validation from each of these epochs on, nowhere else."""
+        ...
+
+    @property
     def stale(self) -> bool:
         """Whether something happened since `eligible` was last asked that may have made more cells eligible, or others
         better, than what it said. The start of a cell is no such thing, nor is a cell that joins those that wait."""
@@ -63,6 +68,10 @@ class Rule(Protocol):
 
 class Stopping:
     """A rule that only stops: what waits may run."""
+
+    @property
+    def levels(self) -> Sequence[int]:
+        return ()
 
     @property
     def stale(self) -> bool:

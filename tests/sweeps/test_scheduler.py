@@ -28,13 +28,20 @@ class FakeLaunch:
         self.losses: list[Any] = []
         self.tries = True
         self.nodes: list[bool] = []
+        self.epochs: list[int] = []
+        self.ledger = SimpleNamespace(state=SimpleNamespace(cells={"k": SimpleNamespace(epochs=4)}))
 
     def message(self, cell_key: str, message: dict[str, Any]) -> bool:
         self.messages.append((cell_key, message))
         return self.stop
 
-    def again(self, cell_key: str, *, node: bool) -> bool:
+    @property
+    def deaths(self) -> FakeLaunch:
+        return self
+
+    def again(self, cell_key: str, epochs: int, *, node: bool) -> bool:
         self.nodes.append(node)
+        self.epochs.append(epochs)
         return self.tries
 
     def lost(self, cell_key: str, reason: str, *, outcome: Outcome) -> None:
@@ -132,7 +139,7 @@ def test_what_the_cluster_did_is_told_from_what_befell_the_process(
     file.write_bytes(cloudpickle.dumps(error))
     launch = FakeLaunch()
     adapter(launch).on_trial_error(None, trial(file))
-    assert launch.nodes == [node]
+    assert (launch.nodes, launch.epochs) == ([node], [4])
 
 
 def test_a_reason_names_what_ray_says_the_process_died_of(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from seqrec.config import Run
 from seqrec.errors import DivergedError
 from seqrec.reports import EpochReport, RunReport
+from seqrec.trainer import Keep
 from sweeps import trial
 from sweeps.trial import Settings
 
@@ -132,10 +133,10 @@ def test_out_of_memory_on_a_gpu_tells_the_peak_it_reached(monkeypatch: pytest.Mo
     found = []
     for now in (3.5, 1.5):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda now=now: int(now * 2**30))
-        found.append(trial._train(RUN, {DATA_KEY: None}, tmp_path, "cuda", trainer))  # type: ignore[dict-item]
+        found.append(trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cuda", trainer))  # type: ignore[dict-item]
     assert [last["metrics"] for last in found] == [{"memory/peak_gib": 3.5}, {"memory/peak_gib": 2.0}]
     assert {last["outcome"] for last in found} == {"oom"}
-    assert trial._train(RUN, {DATA_KEY: None}, tmp_path, "cpu", trainer)["metrics"] == {}  # type: ignore[dict-item]
+    assert trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cpu", trainer)["metrics"] == {}  # type: ignore[dict-item]
 
 
 def test_cells_of_a_process_share_one_object_of_the_data(tmp_path: Path, told: list[dict[str, Any]]) -> None:
@@ -155,3 +156,32 @@ def test_cells_of_a_process_share_one_object_of_the_data(tmp_path: Path, told: l
     assert seen[0] is seen[1]
     assert [split.statistics for split in seen] == ["some", "some", "other", "some"]
     assert seen[3] is not seen[0], "one at a time is kept"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "rungs", "found"),
+    [
+        (300, 1, (1, 3, 9), {1, 3, 9}),
+        (300, 2, (1, 3, 9, 10), {2, 4, 10}),  # judged when it validates
+        (10, 4, (1, 3, 9), {4, 10}),  # and after the last epoch
+        (10, 1, (), set()),
+    ],
+)
+def test_where_a_rule_may_end_a_trial(epochs: int, every: int, rungs: tuple[int, ...], found: set[int]) -> None:
+    train = RUN.train.model_copy(update={"epochs": epochs, "valid_every": every})
+    assert trial.pauses(RUN.model_copy(update={"train": train}), rungs) == found
+
+
+def test_training_is_told_when_to_write_checkpoints(
+    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(run: Run, *, keep: Keep, **rest: Any) -> RunReport:
+        assert keep == Keep(every_s=7.0, pauses=frozenset({1, 3}))
+        return RunReport(0, False, {})
+
+    monkeypatch.setattr("seqrec.train.train", train)
+    threads = torch.get_num_threads()
+    settings = Settings(tmp_path, threads, checkpoint_every_s=7.0, rungs=(1, 3))
+    splits: Any = {DATA_KEY: DATA}
+    trial.run({"cell_key": "k", "gpu_share": 0.0}, {"k": RUN.model_dump_json()}, splits, settings)
+    assert told[-1]["outcome"] == "done", told[-1]
