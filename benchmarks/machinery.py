@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,23 +81,43 @@ def clocked(owner: type, *names: str) -> Iterator[dict[str, float]]:
             setattr(owner, name, original)
 
 
+@dataclass
+class Used:
+    """CPU seconds of this process, which a busy machine does not stretch as it does a clock's."""
+
+    total: float = 0.0
+    """Of the Tune experiment."""
+    starts: list[float] = field(default_factory=list)
+    """At every start of a trial."""
+
+    def tenth(self, which: slice) -> float:
+        """Milliseconds a trial over a tenth of them."""
+        some = self.starts[which]
+        return 1000 * (some[-1] - some[0]) / (len(some) - 1)
+
+
 @contextlib.contextmanager
-def used_by_tune() -> Iterator[list[float]]:
-    """CPU seconds of this process in the Tune experiment, which does not wait for a busy machine as a clock does."""
-    original, spent = tuning.fit, [0.0]
+def used_by_tune() -> Iterator[Used]:
+    """What the driver uses while the block runs one sweep."""
+    fit, message, used = tuning.fit, Launch.message, Used()
 
     def timed(*arguments: Any, **options: Any) -> None:
         since = time.process_time()
         try:
-            original(*arguments, **options)
+            fit(*arguments, **options)
         finally:
-            spent[0] += time.process_time() - since
+            used.total += time.process_time() - since
 
-    tuning.fit = timed
+    def noted(launch: Launch, cell_key: str, said: Any) -> bool:
+        if said["kind"] == "start":
+            used.starts.append(time.process_time())
+        return message(launch, cell_key, said)
+
+    tuning.fit, Launch.message = timed, noted  # type: ignore[method-assign]
     try:
-        yield spent
+        yield used
     finally:
-        tuning.fit = original
+        tuning.fit, Launch.message = fit, message  # type: ignore[method-assign]
 
 
 def main() -> int:
@@ -131,6 +151,7 @@ def main() -> int:
         kind: [e["time_ms"] / 1000 for e in events if e["type"] == kind] for kind in ("plan", "start", "end", "close")
     }
     trials, ended = len(times["start"]), sum(e["type"] == "end" and e["outcome"] != "interrupted" for e in events)
+    first, last = driver.tenth(slice(trials // 10)), driver.tenth(slice(-(trials // 10), None))
     running = times["end"][-1] - times["start"][0]
     lines += [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {environment.describe().get('git_commit', '?')[:12]}, "
@@ -140,7 +161,8 @@ def main() -> int:
         f"  plan                         {planned - since:8.1f} s",
         f"  Ray and its first worker     {times['start'][0] - times['plan'][0]:8.1f} s after the plan event",
         f"  cells, first start to last end {running:6.1f} s   {trials / running:.1f} trials/s",
-        f"    the driver's CPU           {driver[0]:8.1f} s   {1000 * driver[0] / trials:.1f} ms a trial, all threads",
+        f"    the driver's CPU           {driver.total:8.1f} s   {1000 * driver.total / trials:.1f} ms a trial",
+        f"      of all its threads; {first:.1f} and {last:.1f} ms in the first and last tenth of the trials",
         f"    of which ledger            {ledger['append'] + ledger['flush']:8.1f} s",
         f"    of which the launch's other bookkeeping {launch['message'] - ledger['append']:6.1f} s",
         f"  waiting for MLflow at the end {tracker['close']:7.1f} s",
