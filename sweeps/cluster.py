@@ -224,6 +224,11 @@ def check(cpus: float, gpus: float) -> None:
     )
 
 
+def has_gpus() -> bool:
+    """Whether any node that is up has a GPU, taken or not."""
+    return any(node.get("GPU", 0) > 0 for node in _up())
+
+
 def blind_nodes(folder: Path) -> list[str]:
     """Addresses of the nodes with cores that do not see this folder of the driver's: a file put there tells."""
     folder.mkdir(parents=True, exist_ok=True)

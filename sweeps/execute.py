@@ -224,13 +224,15 @@ def _gpu_shares(
     """(part of a GPU by cell_key: 0 on CPU, None if no GPU is large enough; bytes of the smallest GPU, 0 if it decides
     nothing)."""
     resources, known, smallest = spec.resources, launch.ledger.state.cells, 0
-    if not placement.on_gpus(resources, address):
+    from sweeps import cluster
+
+    without = resources.gpus_per_trial == "auto" and bool(address) and not cluster.has_gpus()
+    if without or not placement.on_gpus(resources, address):
         if resources.gpus_per_trial == "auto":
-            print("note: no GPU is seen on this machine; trials run on its CPUs", file=sys.stderr)
+            where = "the cluster" if address else "this machine"
+            print(f"note: no GPU is seen on {where}; trials run on its CPUs", file=sys.stderr)
         return dict.fromkeys((cell.cell_key for cell in cells), 0.0), 0
     if resources.gpus_per_trial == "auto":
-        from sweeps import cluster
-
         cluster.check(resources.cpus_per_trial, 1.0)
         smallest = cluster.gpu_bytes()
     shares: dict[str, float | None] = {}

@@ -22,7 +22,8 @@ CONTEXT_BYTES = 650 * 2**20
 
 
 def on_gpus(resources: Resources, address: str | None) -> bool:
-    """Whether trials use GPUs: as stated; with `auto` on this machine if it has one, and always on a cluster."""
+    """Whether trials use GPUs: as stated; with `auto` on this machine if it has one, and on a cluster as far
+    as is known before it is asked."""
     if resources.gpus_per_trial != "auto":
         return resources.gpus_per_trial > 0
     return address is not None or bool(environment.gpus())

@@ -69,7 +69,7 @@ def trainer(run: Run, **options: Any) -> RunReport:
     """A worker's own training, with the fault that the working directory's name asks for."""
     kind = options["workdir"].name.partition("-")[2]
     with fault(kind, options["device"]):
-        return trial._seqrec(run, **options)
+        return trial._seqrec(run, settings=Settings(options["workdir"], 1), **options)
 
 
 @contextmanager
@@ -164,9 +164,10 @@ def cell(folder: Path, device: str, number: int, kind: str) -> list[Mapping[str,
             sys.exit(0)
 
     key = f"{number}-{kind}"
-    splits, shares = {run.data.model_dump_json(): split}, {key: 1.0} if device == "cuda" else {}
+    config = {"cell_key": key, "gpu_share": 1.0 if device == "cuda" else 0.0}
+    splits = {run.data.model_dump_json(): split}
     settings = Settings(folder / "cells", 1, trainer)
-    arguments = ({"cell_key": key}, {key: run.model_dump_json()}, splits, shares, settings)
+    arguments = (config, {key: run.model_dump_json()}, splits, settings)
     with mock.patch.object(trial.tune, "report", report):
         thread = threading.Thread(target=trial.run, args=arguments)
         thread.start()

@@ -120,3 +120,14 @@ def test_the_multi_process_service_runs_while_trials_do(
     with pytest.raises(UserError, match=r"^resources.mps: got True; expected false with --address"):
         execute.run(space(resources=Resources(mps=True)), PLAN, options(tmp_path / "far", address="auto"))
     assert list(read(tmp_path / "far" / "s" / FILE_NAME)) == []
+
+
+def test_a_cluster_without_gpus_trains_on_its_cpus_and_says_so(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sweeps.cluster.blind_nodes", lambda folder: [])
+    for name, gpus, shares in (("with", True, {0.25}), ("without", False, {0.0})):
+        monkeypatch.setattr("sweeps.cluster.has_gpus", lambda gpus=gpus: gpus)
+        assert execute.run(space(resources=Resources()), PLAN, options(tmp_path / name, address="auto")) == 0
+        assert set(ray.shares.values()) == shares
+    assert capsys.readouterr().err.count("no GPU is seen on the cluster") == 1
