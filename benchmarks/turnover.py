@@ -109,6 +109,10 @@ def _wind() -> None:
         _before(torch.cuda.CUDAGraph, "replay", "step")
 
 
+EVERY_S = Resources().checkpoint_every_s
+"""As a sweep has it."""
+
+
 @dataclass(frozen=True)
 class Clocked:
     """A worker's own training, with a clock in its process."""
@@ -122,7 +126,8 @@ class Clocked:
             _wind()
         _mark("parsed")
         try:
-            return trial._seqrec(run, **options)
+            settings = trial.Settings(options["workdir"], 1, checkpoint_every_s=EVERY_S)
+            return trial._seqrec(run, settings=settings, **options)
         finally:
             if "end" in _marks:
                 line = {"pid": os.getpid(), "new": run.loss.name not in _seen, "marks": dict(_marks)}
