@@ -89,7 +89,7 @@ def estimate(
     predictions: dict[str, tuple[Duration | None, tuple[str, ...]]] = {}
     strange: Counter[str] = Counter()
     prices = []
-    raced = _raced(plan.cells) if scheduler.name == "pareto_asha" else frozenset()
+    raced = _raced(plan.cells) if scheduler.name == "pareto_asha" and scheduler.race else frozenset()
     for cell in cells:
         key = cell.configuration_key
         if key not in predictions:

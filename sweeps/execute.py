@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from seqrec import data, remote
 from seqrec.data.tables import Split, Statistics
-from seqrec.errors import UserError, message
 from sweeps import facts, mirror, mps, placement, remaining, retime, reuse, signals, stopping
 from sweeps.cells import Cell
 from sweeps.errors import LedgerError
@@ -154,7 +153,7 @@ def _work(
 
     directory = launch.ledger.path.parent
     with (
-        mps.service(_wants_mps(spec, options)),
+        mps.service(mps.wish(spec.resources, options.address)),
         cluster.session(
             options.address,
             num_cpus=options.num_cpus,
@@ -243,14 +242,6 @@ def _gpu_shares(
             share = 1.0
         shares[key] = max(share, 1.0) if share and key in known and known[key].alone else share
     return shares, smallest
-
-
-def _wants_mps(spec: SweepSpec, options: Options) -> bool:
-    """Raises UserError where trials run on nodes, whose service is not this process's to start."""
-    if spec.resources.mps and options.address:
-        hint = "start nvidia-cuda-mps-control on the nodes, before Ray"
-        raise UserError(message("resources.mps", True, "false with --address", hint))
-    return spec.resources.mps and placement.on_gpus(spec.resources, None)
 
 
 # ---------------------------------------------------------------------------------------------------------- afterwards

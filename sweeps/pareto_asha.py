@@ -39,6 +39,8 @@ class Settings:
     """At the end of training; between, the margin shrinks evenly with the rungs."""
     promote: bool = True
     """False: a cell within the margin goes on at once, nothing ever pauses, and `keep` has no effect."""
+    race: bool = True
+    """False: every seed of a configuration is a new cell from the start."""
     guard: bool = True
     """Whether the best of a half-octave passes though cells of less memory are better."""
 
@@ -194,10 +196,14 @@ class ParetoAsha:
         """New cells first; without any, the promoted ones of the lowest rung; without these, further replicates."""
         self.stale, self._looked_up_to = False, 0
         cut_off = [cell for cell in waiting if cell.cell_key in self.seen and cell.cell_key not in self.paused]
-        new = [cell for cell in waiting if cell.cell_key not in self.seen and self.index[cell.cell_key] == 0]
+        new = [cell for cell in waiting if cell.cell_key not in self.seen and self._is_new(cell)]
         if cut_off or new:
             return [*cut_off, *new]
         return self._promoted(waiting) or self._raced(waiting)
+
+    def _is_new(self, cell: Cell) -> bool:
+        """Whether nothing must be known before the cell may start."""
+        return self.index[cell.cell_key] == 0 or not self.settings.race
 
     def _promoted(self, waiting: Sequence[Cell]) -> list[Cell]:
         at: dict[int, list[tuple[int, Cell]]] = {}

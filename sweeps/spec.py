@@ -62,6 +62,8 @@ class SchedulerSpec(Frozen):
     """pareto_asha: the same at the end; never above `margin`."""
     promote: bool = True
     """pareto_asha: pause at rungs and go on from the checkpoint later; false: only stop."""
+    race: bool = True
+    """pareto_asha: further seeds only for configurations that could be on the front; false: all at once."""
     shuffle_seed: Annotated[int, Field(ge=0)] | None = 0
     """Order in which cells start; null: as planned."""
 
@@ -75,8 +77,9 @@ class Resources(Frozen):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0.0)] = 60.0
     """Seconds of training between a trial's checkpoints: what a crash costs. 0: after every epoch."""
-    mps: bool = False
-    """Run NVIDIA's Multi-Process Service on this machine for as long as a launch lasts."""
+    mps: bool | Literal["auto"] = "auto"
+    """Run NVIDIA's Multi-Process Service on this machine for as long as a launch lasts; auto: where trials share a GPU
+    and the service is at hand."""
     try_infeasible: bool = False
     """auto: give cells that are predicted to fit no GPU a whole one, instead of not trying them."""
     ahead: Annotated[int, Field(ge=0)] = 0

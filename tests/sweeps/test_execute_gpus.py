@@ -14,6 +14,7 @@ import pytest
 from seqrec.errors import UserError
 from sweeps import execute
 from sweeps.ledger import FILE_NAME, read
+from sweeps.mps import Wish
 from sweeps.space import Plan
 from sweeps.spec import Resources
 from tests.sweeps.test_execute import CELLS, PLAN, STATISTICS, FakeRay, events, options, ray as ray, space
@@ -104,19 +105,19 @@ def test_a_machine_without_a_gpu_trains_on_its_cpus_and_says_so(
 def test_the_multi_process_service_runs_while_trials_do(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
+    asked: list[Wish] = []
 
     @contextmanager
-    def service(wanted: bool) -> Iterator[None]:
+    def service(wanted: Wish) -> Iterator[None]:
         asked.append(wanted)
         yield
 
     monkeypatch.setattr("sweeps.mps.service", service)
     monkeypatch.setattr("sweeps.environment.gpus", lambda: ("a GPU",))
-    for place, resources in (("on", Resources(mps=True)), ("off", Resources())):
+    for place, resources in (("on", Resources(mps=True)), ("off", Resources(mps=False))):
         execute.run(space(resources=resources), PLAN, options(tmp_path / place))
     execute.run(space(resources=Resources(mps=True, gpus_per_trial=0.0)), PLAN, options(tmp_path / "cpu"))
-    assert asked == [True, False, False]
+    assert asked == [Wish.YES, Wish.NO, Wish.NO]
     with pytest.raises(UserError, match=r"^resources.mps: got True; expected false with --address"):
         execute.run(space(resources=Resources(mps=True)), PLAN, options(tmp_path / "far", address="auto"))
     assert list(read(tmp_path / "far" / "s" / FILE_NAME)) == []

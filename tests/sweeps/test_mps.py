@@ -13,6 +13,8 @@ import pytest
 
 from seqrec.errors import UserError
 from sweeps import mps
+from sweeps.mps import Wish, wish
+from sweeps.spec import Resources
 
 ROOT = Path(__file__).parents[2]
 CONTROL = """#!/bin/sh
@@ -54,7 +56,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_runs_for_the_block_and_for_what_is_started_in_it(record: Path) -> None:
-    with mps.service(True):
+    with mps.service(Wish.YES):
         pid = int(record.read_text())
         assert is_alive(pid)
         seen = subprocess.run([sys.executable, "-c", f"import os; print(os.environ['{mps.PIPES}'])"], **PRINTED)
@@ -70,7 +72,7 @@ PRINTED = {"capture_output": True, "text": True, "check": True}
 
 
 def test_an_error_in_the_block_ends_it_too(record: Path) -> None:
-    with pytest.raises(KeyError), mps.service(True):
+    with pytest.raises(KeyError), mps.service(Wish.YES):
         raise KeyError
     assert not is_alive(int(record.read_text().split()[0]))
     assert mps.PIPES not in os.environ
@@ -78,10 +80,10 @@ def test_an_error_in_the_block_ends_it_too(record: Path) -> None:
 
 def test_somebody_elses_is_left_alone(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(mps.PIPES, "/run/theirs")
-    with mps.service(True):
+    with mps.service(Wish.YES):
         assert os.environ[mps.PIPES] == "/run/theirs"
     assert os.environ[mps.PIPES] == "/run/theirs"
-    with mps.service(False):
+    with mps.service(Wish.NO):
         pass
     assert not record.exists()
 
@@ -90,19 +92,69 @@ def test_who_wants_it_and_cannot_have_it_is_told(record: Path, tmp_path: Path, m
     (tmp_path / "bin" / mps.CONTROL).write_text("#!/bin/sh\necho no driver >&2\nexit 3\n")
     with (
         pytest.raises(UserError, match=r"^resources.mps: .* ended \(no driver\); expected NVIDIA's"),
-        mps.service(True),
+        mps.service(Wish.YES),
     ):
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=f"no {mps.CONTROL} on the PATH"), mps.service(True):
+    with pytest.raises(UserError, match=f"no {mps.CONTROL} on the PATH"), mps.service(Wish.YES):
         pass
     assert mps.PIPES not in os.environ
+
+
+def test_who_can_do_without_it_goes_on_and_is_told(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mps.service(Wish.IF_IT_CAN):
+        assert mps.PIPES in os.environ
+    assert "Multi-Process Service runs" in capsys.readouterr().err
+    (tmp_path / "bin" / mps.CONTROL).write_text("#!/bin/sh\necho no driver >&2\nexit 3\n")
+    went_on = False
+    with mps.service(Wish.IF_IT_CAN):
+        went_on = mps.PIPES not in os.environ
+    assert went_on
+    assert "take turns. resources.mps: nvidia-cuda-mps-control ended (no driver)" in capsys.readouterr().err
+    with pytest.raises(KeyError) as caught, mps.service(Wish.IF_IT_CAN):
+        raise KeyError
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "address", "visible", "expected"),
+    [
+        (Resources(), None, None, Wish.IF_IT_CAN),
+        (Resources(gpus_per_trial=0.5), None, "0,1", Wish.IF_IT_CAN),
+        (Resources(gpus_per_trial=1.0), None, None, Wish.NO),
+        (Resources(gpus_per_trial=0.0), None, None, Wish.NO),
+        (Resources(mps=True, gpus_per_trial=0.0), None, None, Wish.NO),
+        (Resources(mps=True, gpus_per_trial=1.0), None, "2,3", Wish.YES),
+        (Resources(mps=False), None, None, Wish.NO),
+        (Resources(), "auto", None, Wish.NO),
+        (Resources(), None, "1", Wish.NO),
+        (Resources(), None, "GPU-6f2e", Wish.NO),
+    ],
+)
+def test_who_wants_it(
+    record: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resources: Resources,
+    address: str | None,
+    visible: str | None,
+    expected: Wish,
+) -> None:
+    monkeypatch.setattr("sweeps.environment.gpus", lambda: ("a GPU",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert wish(resources, address) is expected
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert wish(resources, address) is (expected if expected is Wish.YES else Wish.NO)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel that ties a child's life to its parent's")
 def test_it_does_not_outlive_a_killed_driver(record: Path) -> None:
     code = (
-        "import time\nfrom sweeps import mps\nwith mps.service(True):\n    print('up', flush=True)\n    time.sleep(60)"
+        "import time\nfrom sweeps import mps\n"
+        "with mps.service(mps.Wish.YES):\n    print('up', flush=True)\n    time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout

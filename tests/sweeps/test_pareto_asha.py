@@ -192,6 +192,15 @@ def test_further_seeds_are_for_configurations_that_could_be_on_the_front() -> No
     assert [each for each, _ in told] == [near[2], *bad[1:]]
 
 
+def test_without_a_race_all_seeds_start_at_once_and_meet_their_own_kind() -> None:
+    first, second, rival = cell(1, memory=101), cell(1, memory=101, seed=2), cell(2, memory=100)
+    one = rule([first, second, rival], race=False)
+    assert one.eligible([first, second, rival]) == [first, second, rival]
+    finish(one, rival, 0.9)
+    assert one.record(second, 1, 0.1).pause, "the rival has no second seed"
+    assert one.record(first, 1, 0.1).stop, "the rival is far better"
+
+
 def test_further_seeds_wait_until_every_first_one_has_its_end_or_its_turn() -> None:
     first, second, rival = cell(1, memory=101), cell(1, memory=101, seed=2), cell(2, memory=102)
     one = rule([first, second, rival])
