@@ -159,8 +159,8 @@ def _tree(options: argparse.Namespace, loss: str, seed: int) -> dict[str, Any]:
     }
 
 
-def sweep(plan: Plan, on_gpu: bool, log: Path, limit: int | None) -> list[float]:
-    """Runs the cells (at most `limit`); when each of them ended, seconds."""
+def sweep(plan: Plan, resources: Resources, log: Path, limit: int | None = None, together: int = 1) -> list[float]:
+    """Runs the cells (at most `limit`), so many at a time; when each of them ended, seconds."""
     spec = SweepSpec(
         source="turnover",
         text="",
@@ -173,13 +173,13 @@ def sweep(plan: Plan, on_gpu: bool, log: Path, limit: int | None) -> list[float]
         aliases={},
         objectives=(("valid/ndcg_at_10", "max"), ("memory/peak_gib", "min")),
         scheduler=SchedulerSpec(name="fifo"),
-        resources=Resources(gpus_per_trial=1.0 if on_gpu else 0.0),
+        resources=resources,
         budget=Budget(),
         overrides=(),
     )
     with tempfile.TemporaryDirectory() as folder:
         given = Options(
-            storage=Path(folder), no_tracking=True, no_reuse=True, num_cpus=1, quiet=True, limit_trials=limit
+            storage=Path(folder), no_tracking=True, no_reuse=True, num_cpus=together, quiet=True, limit_trials=limit
         )
         code = execute.run(spec, plan, given, trainer=Clocked(log))
         ends = [event for event, _ in read(Path(folder) / "turnover" / FILE_NAME) if event["type"] == "end"]
@@ -250,12 +250,12 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    on_gpu = torch.cuda.device_count() > 0
+    alone = Resources(gpus_per_trial=1.0 if torch.cuda.device_count() > 0 else 0.0)
     _, plan = planned(options)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "warm.jsonl"
-        warm = an_hour(sweep(plan, on_gpu, log, None))
+        warm = an_hour(sweep(plan, alone, log))
         row: dict[str, object] = {
             "data": options.data,
             "losses": " ".join(options.losses),
@@ -269,8 +269,9 @@ def main() -> int:
             "fresh_cells_an_hour": "",
             "gain": "",
         }
+        print(*(f"{name} {value}," for name, value in row.items()), flush=True)
         if options.fresh > 1:
-            cold = an_hour(fresh(lambda: sweep(plan, on_gpu, Path(folder) / "fresh.jsonl", options.fresh)))
+            cold = an_hour(fresh(lambda: sweep(plan, alone, Path(folder) / "fresh.jsonl", options.fresh)))
             row |= {"fresh_cells_an_hour": round(cold), "gain": round(warm / cold, 2)}
     row |= {"load": f"{load:.1f}", "note": options.note, **rows.conditions()}
     for name, value in row.items():
