@@ -158,6 +158,7 @@ def test_products_are_exact_whatever_training_allows_itself() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("k", [0, 50])
 def test_a_device_ranks_as_the_twin_and_nothing_waits_for_it(k: int) -> None:
     random = np.random.default_rng(2)

@@ -203,6 +203,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_at_size_the_ranker_agrees_and_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 users by 60,416 items of 64 numbers, with the tiles that are used there. Whole numbers, most of them tied,
     so that equal scores are equal by the ranker's product too."""
