@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seqrec.memory.evaluation import Tile
 from seqrec.metrics import MISS
 from seqrec.ranking import _LAST, Ranker, _ids, _keys, exact_products, seen_cells
+from tests.waiting import nothing_waits
 
 Seen = list[set[int]]
 
@@ -170,9 +171,6 @@ def test_a_device_ranks_as_the_twin_and_nothing_waits_for_it(k: int) -> None:
     for tile in (Tile(37, 5024, 32), Tile(37, 1024, 32), Tile(37, 992, 8)):
         ranker = Ranker(embeddings, tile, k)
         ranker.rank(states, own, ())
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with nothing_waits():
             ranks, lists = ranker.rank(states, own, ())
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert (ranks.tolist(), lists.tolist()) == expected
