@@ -226,8 +226,7 @@ def _gpu_shares(
     resources, known, smallest = spec.resources, launch.ledger.state.cells, 0
     from sweeps import cluster
 
-    without = resources.gpus_per_trial == "auto" and bool(address) and not cluster.has_gpus()
-    if without or not placement.on_gpus(resources, address):
+    if not cluster.on_gpus(resources, address):
         if resources.gpus_per_trial == "auto":
             where = "the cluster" if address else "this machine"
             print(f"note: no GPU is seen on {where}; trials run on its CPUs", file=sys.stderr)
