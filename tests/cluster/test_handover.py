@@ -153,7 +153,7 @@ def test_a_folder_carries_nothing(tmp_path: Path) -> None:
     one = Carried(None, tmp_path, "cell")
     assert one.workdir == tmp_path / "cell"
     trainer = object()
-    assert one.around(trainer) is trainer  # type: ignore[arg-type, comparison-overlap]
+    assert one.around(trainer) is trainer
     one.close()
 
 

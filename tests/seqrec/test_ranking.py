@@ -138,7 +138,7 @@ def test_a_catalog_of_more_tiles_than_a_byte_counts_sorts_its_seen_items() -> No
 
 
 def test_products_are_exact_whatever_training_allows_itself() -> None:
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision
 
     def fail_inside() -> None:

@@ -25,7 +25,7 @@ HISTORIES = [[5], [1, 2], [9, 8, 7, 6, 5, 4, 3], [3, 3, 3], [], [4, 5, 6, 7], [2
 
 def batches(**changes: object) -> CausalBatches:
     options = {"max_length": 4, "batch_size": 2, "drop_last": False, "seed": 3, "device": "cpu"} | changes
-    return CausalBatches(sequences(*HISTORIES), **options)  # type: ignore[arg-type]
+    return CausalBatches(sequences(*HISTORIES), **options)
 
 
 def check(batch: Batch, max_length: int) -> None:
