@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from seqrec.config import Run
@@ -19,14 +18,6 @@ from tests.cluster.conftest import wait_for
 STORE = "memory://sweeps/here/s"
 FOLDER = "/sweeps/here/s/checkpoints/cell"
 RUN: Any = Run.model_construct()
-
-
-@pytest.fixture
-def system() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 @pytest.fixture
