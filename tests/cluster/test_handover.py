@@ -127,8 +127,8 @@ def test_the_attempt_before_is_just_bringing_a_newer_one(
     assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 3"
 
 
-def test_a_node_without_credentials_says_so(
-    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_node_without_credentials_says_so_and_keeps_nothing(
+    tmp_path: Path, attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **named: Any) -> None:
         raise PermissionError
@@ -138,6 +138,7 @@ def test_a_node_without_credentials_says_so(
         UserError, match="--storage: got 'memory://sweeps/here/s'; expected credentials that may use it"
     ):
         attempt()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_carries_nothing(tmp_path: Path) -> None:
