@@ -56,7 +56,7 @@ def main() -> int:
 
 def _lose(cluster: object, node: object) -> None:
     print("cluster: one node is lost", flush=True)
-    cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+    cluster.remove_node(node, allow_graceful=False)
 
 
 if __name__ == "__main__":

@@ -113,11 +113,11 @@ def used_by_tune() -> Iterator[Used]:
             used.starts.append(time.process_time())
         return message(launch, cell_key, said)
 
-    tuning.fit, Launch.message = timed, noted  # type: ignore[method-assign]
+    tuning.fit, Launch.message = timed, noted
     try:
         yield used
     finally:
-        tuning.fit, Launch.message = fit, message  # type: ignore[method-assign]
+        tuning.fit, Launch.message = fit, message
 
 
 def main() -> int:

@@ -101,7 +101,7 @@ def measure(split: Split, name: str, batch_size: int, keys: dict[str, Any], devi
         times_s.append(time.perf_counter() - start)
         return result
 
-    engine._step = timed  # type: ignore[method-assign]
+    engine._step = timed
     _, reading = meters.measure(lambda: engine.run_epoch(2), device)
     assert reading.peak_bytes is not None
     predicted = memory.predict_peak(run, split.statistics).peak_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 from seqrec import feasibility, meters, models, seeding
 from seqrec.config import Run
@@ -28,7 +29,7 @@ def epochs(run: Run, *, split: Split, count: int, device: str | None = None) -> 
         engine.run_epoch(1)
         seconds = []
         for epoch in range(2, 2 + count):
-            _, reading = meters.measure(lambda epoch=epoch: engine.run_epoch(epoch), place)  # type: ignore[misc]
+            _, reading = meters.measure(partial(engine.run_epoch, epoch), place)
             seconds.append(reading.seconds)
     epoch_s = statistics.median(seconds)
     return {"time/epoch_s": epoch_s, "time/step_ms": 1e3 * epoch_s / len(engine.batches)}

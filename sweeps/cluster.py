@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.errors import UserError, message
+from sweeps import placement
+from sweeps.spec import Resources
 
 SWITCHES = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -227,6 +229,13 @@ def check(cpus: float, gpus: float) -> None:
 def has_gpus() -> bool:
     """Whether any node that is up has a GPU, taken or not."""
     return any(node.get("GPU", 0) > 0 for node in _up())
+
+
+def on_gpus(resources: Resources, address: str | None) -> bool:
+    """Whether trials use GPUs, now that Ray is there: what `placement.on_gpus` expects, but with `auto` on a cluster
+    only if it has any."""
+    asks = resources.gpus_per_trial == "auto" and address is not None
+    return placement.on_gpus(resources, address) and (has_gpus() if asks else True)
 
 
 def blind_nodes(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def _run(spec: SweepSpec, plan: Plan, options: Options, store: Mirror | None, tr
     try:
         with _closed(launch), signals.heard(launch):
             if todo:
-                _work(launch, todo, spec, plan.statistics, begin, options, tracker, trainer)
+                _work(launch, todo, taken, spec, plan.statistics, begin, options, tracker, trainer)
             elif taken:
                 begin()
                 _start(tracker)
@@ -139,6 +139,7 @@ def _tracker(launch: Launch, options: Options) -> Tracker | None:
 def _work(
     launch: Launch,
     todo: Sequence[Cell],
+    taken: Collection[str],
     spec: SweepSpec,
     statistics: Statistics,
     begin: Callable[[], None],
@@ -163,6 +164,7 @@ def _work(
     ):
         if options.address and not options.mirror and (blind := cluster.blind_nodes(directory)):
             print(f"note: {directory} is not the same folder on {', '.join(blind)}. {UNSHARED}", file=sys.stderr)
+        remaining.check_kind(spec, options, taken, cluster.on_gpus(spec.resources, options.address))
         shares, smallest = _gpu_shares(spec, launch, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares
@@ -225,8 +227,7 @@ def _gpu_shares(
     resources, known, smallest = spec.resources, launch.ledger.state.cells, 0
     from sweeps import cluster
 
-    without = resources.gpus_per_trial == "auto" and bool(address) and not cluster.has_gpus()
-    if without or not placement.on_gpus(resources, address):
+    if not cluster.on_gpus(resources, address):
         if resources.gpus_per_trial == "auto":
             where = "the cluster" if address else "this machine"
             print(f"note: no GPU is seen on {where}; trials run on its CPUs", file=sys.stderr)

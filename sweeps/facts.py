@@ -33,6 +33,8 @@ def plan_event(spec: SweepSpec, plan: Plan) -> dict[str, Any]:
 
 
 def cell_event(cell: Cell) -> dict[str, Any]:
+    """Fields of the ledger's `cell` event (docs/architecture.md): what the cell is, and the bytes it is predicted to
+    need."""
     return {
         "cell_key": cell.cell_key,
         "configuration_key": cell.configuration_key,

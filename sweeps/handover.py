@@ -56,7 +56,11 @@ class Carried:
         self._thread: threading.Thread | None = None
         if store is not None:
             self.workdir = Path(tempfile.mkdtemp(prefix=f"cell-{cell_key}-"))
-            self._fetch()
+            try:
+                self._fetch()
+            except BaseException:  # nobody gets this attempt, so nobody closes it
+                shutil.rmtree(self.workdir, ignore_errors=True)
+                raise
 
     def around(self, trainer: Callable[..., Any]) -> Callable[..., Any]:
         """The trainer, with an `on_epoch` that carries the checkpoint first."""

@@ -32,6 +32,16 @@ def reusable(spec: SweepSpec, plan: Plan, options: Options) -> Found:
     )
 
 
+def check_kind(spec: SweepSpec, options: Options, taken: Collection[str], on_gpus: bool) -> None:
+    """Raises UserError where cells trained on GPUs would be mixed with trials on CPUs: `reusable` takes it for granted
+    that a cluster has GPUs. taken: keys of cells that are taken over. on_gpus: whether trials use GPUs."""
+    if not taken or on_gpus or not placement.on_gpus(spec.resources, options.address):
+        return
+    law = f"a cluster with GPUs, on which the {len(taken):,} cells that would be taken over were trained"
+    hint = "resources.gpus_per_trial: 0 trains all cells on CPUs; --no-reuse takes none over"
+    raise UserError(message(f"{spec.source}: resources.gpus_per_trial", spec.resources.gpus_per_trial, law, hint))
+
+
 def to_run(
     cells: Iterable[Cell], ended: Mapping[str, Outcome], taken: Collection[str], retry: Collection[Outcome] = ()
 ) -> list[Cell]:

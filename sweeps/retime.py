@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from seqrec import data
 from seqrec.errors import UserError
-from sweeps import facts, placement, timing
+from sweeps import facts, timing
 from sweeps.launch import Launch
 from sweeps.options import Options
 from sweeps.outcomes import reason
@@ -77,7 +77,6 @@ def _time(
     """How many cells got their times."""
     runs = {key: launch.cells[key].run for key in keys}
     splits = {run_data.model_dump_json(): data.load(run_data) for run_data in {run.data for run in runs.values()}}
-    on_gpu = placement.on_gpus(spec.resources, options.address)
     cpus = spec.resources.cpus_per_trial
     budget = launch.budget
     from sweeps import alone, cluster
@@ -89,6 +88,7 @@ def _time(
         data_bytes=sum(map(facts.data_bytes, splits.values())),
         log_file=launch.ledger.path.parent / "ray.log",
     ):
+        on_gpu = cluster.on_gpus(spec.resources, options.address)
         cluster.check(cpus, 1.0 if on_gpu else 0.0)
         begin()
         budget.shares = dict.fromkeys(keys, 1.0 if on_gpu else 0.0)

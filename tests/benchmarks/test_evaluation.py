@@ -26,7 +26,7 @@ def test_a_wrong_rank_is_found_before_anything_is_timed(monkeypatch: pytest.Monk
     right = Ranker.rank
 
     def off_by_one(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
-        ranks, lists = right(*arguments)  # type: ignore[arg-type]
+        ranks, lists = right(*arguments)
         return ranks + 1, lists
 
     monkeypatch.setattr(Ranker, "rank", off_by_one)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -126,6 +127,15 @@ def s3(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     bucket.objects.delete()
     bucket.delete()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def system() -> Iterator[Any]:
+    """The store behind memory:// addresses, empty."""
+    found = fsspec.filesystem("memory")
+    found.store.clear()
+    yield found
+    found.store.clear()
 
 
 @pytest.fixture

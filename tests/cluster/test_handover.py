@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from seqrec.config import Run
@@ -19,14 +18,6 @@ from tests.cluster.conftest import wait_for
 STORE = "memory://sweeps/here/s"
 FOLDER = "/sweeps/here/s/checkpoints/cell"
 RUN: Any = Run.model_construct()
-
-
-@pytest.fixture
-def system() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 @pytest.fixture
@@ -136,8 +127,8 @@ def test_the_attempt_before_is_just_bringing_a_newer_one(
     assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 3"
 
 
-def test_a_node_without_credentials_says_so(
-    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_node_without_credentials_says_so_and_keeps_nothing(
+    tmp_path: Path, attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **named: Any) -> None:
         raise PermissionError
@@ -147,13 +138,14 @@ def test_a_node_without_credentials_says_so(
         UserError, match="--storage: got 'memory://sweeps/here/s'; expected credentials that may use it"
     ):
         attempt()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_carries_nothing(tmp_path: Path) -> None:
     one = Carried(None, tmp_path, "cell")
     assert one.workdir == tmp_path / "cell"
     trainer = object()
-    assert one.around(trainer) is trainer  # type: ignore[arg-type, comparison-overlap]
+    assert one.around(trainer) is trainer
     one.close()
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from sweeps import cluster, execute, mirror, run
@@ -16,14 +14,6 @@ from sweeps.mirror import Mirror
 from tests.sweeps.test_execute import CELLS, PLAN, FakeRay, options, ray as ray, space
 
 ADDRESS = "memory://sweeps/here"
-
-
-@pytest.fixture
-def system() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 def test_a_launch_leaves_ledger_and_report_in_the_store(

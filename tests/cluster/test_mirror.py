@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from sweeps import lease, ledger, mirror
@@ -25,14 +24,6 @@ from tests.cluster.conftest import wait_for
 
 ADDRESS = "memory://sweeps/here"
 ROOT = "/sweeps/here/s"
-
-
-@pytest.fixture
-def system() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 @pytest.fixture

@@ -22,5 +22,5 @@ class Trainer(drive.Trainer):
 
 
 if __name__ == "__main__":
-    drive.Trainer = Trainer  # type: ignore[misc]
+    drive.Trainer = Trainer
     sys.exit(drive.main())

@@ -68,7 +68,7 @@ def test_on_one_worker_ray_runs_what_the_simulator_says(sweep: Sweep) -> None:
     rule = stopping.rule(spec, [each.cell for each in source])
     starts: list[str] = []
     begin = rule.started
-    rule.started = lambda cell: (starts.append(cell.cell_key), begin(cell))[1]  # type: ignore[method-assign]
+    rule.started = lambda cell: (starts.append(cell.cell_key), begin(cell))[1]
     finished, epochs, _ = replay.run(source, rule, workers=1, noise=0.0, seed=spec.shuffle_seed or 0)
     assert [event["cell_key"] for event in sweep.events("start")] == starts
     assert {event["cell_key"] for event in sweep.ends().values() if event["outcome"] == "done"} == finished

@@ -83,7 +83,7 @@ class Sweep:
     def trace(self) -> list[tuple[str, str, str]]:
         """(pid, batch size, what), in the order of time."""
         lines = (self.directory / "trace").read_text().splitlines()
-        return [tuple(line.split(" ", 3)[1:]) for line in sorted(lines)]  # type: ignore[misc]
+        return [tuple(line.split(" ", 3)[1:]) for line in sorted(lines)]
 
 
 def undisturbed(sweep: Sweep, size: int, epochs: int = 4) -> dict[str, float]:

@@ -3,7 +3,7 @@ something is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from seqrec.captured import CapturedEngine
 from seqrec.data.tables import Split
 from seqrec.engine import Engine
 from seqrec.train import build_engine, models, seeding, train
+from tests.waiting import nothing_waits
 
 pytestmark = pytest.mark.gpu
 
@@ -166,37 +167,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_however_its_graphs_were_made(
     assert len({round(loss, 6) for loss in losses[0]}) == 3, "each epoch has its own masks and negatives"
 
 
-@pytest.fixture
-def _no_waiting() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    yield
-    torch.cuda.set_sync_debug_mode(before)
-
-
-@pytest.mark.usefixtures("_no_waiting")
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_epoch_waits_for_the_device_at_its_end_only(
     loss: str, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = engine(split, loss, engine="captured")
     made.run_epoch(1)
-    finished = made._finished
+    finished, plan = made._finished, made.batches.plan
+    with ExitStack() as steps:
 
-    def at_the_end(*arguments: Any) -> float:
-        torch.cuda.set_sync_debug_mode("default")
-        return finished(*arguments)
+        def planned(epoch: int) -> Any:
+            result = plan(epoch)  # one copy to the device an epoch
+            steps.enter_context(nothing_waits())
+            return result
 
-    plan = made.batches.plan
+        def at_the_end(*arguments: Any) -> float:
+            assert torch.cuda.get_sync_debug_mode() == 2, "the steps ran with the switch on"
+            steps.close()
+            return finished(*arguments)
 
-    def planned(epoch: int) -> Any:
-        result = plan(epoch)  # one copy to the device an epoch
-        torch.cuda.set_sync_debug_mode("error")
-        return result
-
-    monkeypatch.setattr(made, "_finished", at_the_end)
-    monkeypatch.setattr(made.batches, "plan", planned)
-    made.run_epoch(2)
+        monkeypatch.setattr(made.batches, "plan", planned)
+        monkeypatch.setattr(made, "_finished", at_the_end)
+        made.run_epoch(2)
 
 
 def test_the_peak_counts_what_graphs_use(split: Split) -> None:

@@ -127,7 +127,7 @@ def test_two_writers_at_once_leave_a_whole_file(tmp_path: Path, monkeypatch: pyt
     def while_another_saves(content: object, file: object) -> None:
         monkeypatch.setattr(torch, "save", write)
         checkpoint.save(path, state(3), IDENTITY)
-        write(content, file)  # type: ignore[arg-type]
+        write(content, file)
 
     monkeypatch.setattr(torch, "save", while_another_saves)
     checkpoint.save(path, state(2), IDENTITY)

@@ -115,7 +115,7 @@ def test_ranks_and_lists_are_the_twins(
 
 def ranked(model: object, held: Holdout, **options: object) -> dict[str, float]:
     defaults = {"n_items": V, "max_length": 5, "exclude_seen": True, "batch_size": 6, "device": "cpu"}
-    return evaluate(model, held, **(defaults | options))  # type: ignore[arg-type]
+    return evaluate(model, held, **(defaults | options))
 
 
 def test_a_constant_model_is_ranked_by_id_and_not_first() -> None:

@@ -27,7 +27,7 @@ def train() -> Sequences:
 
 
 def sampler(**keys: object) -> NegativeSampler:
-    return NegativeSampler(NegativesRequest(**keys), train(), V, COUNTS)  # type: ignore[arg-type]
+    return NegativeSampler(NegativesRequest(**keys), train(), V, COUNTS)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seqrec.memory.evaluation import Tile
 from seqrec.metrics import MISS
 from seqrec.ranking import _LAST, Ranker, _ids, _keys, exact_products, seen_cells
+from tests.waiting import nothing_waits
 
 Seen = list[set[int]]
 
@@ -137,7 +138,7 @@ def test_a_catalog_of_more_tiles_than_a_byte_counts_sorts_its_seen_items() -> No
 
 
 def test_products_are_exact_whatever_training_allows_itself() -> None:
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision
 
     def fail_inside() -> None:
@@ -171,9 +172,6 @@ def test_a_device_ranks_as_the_twin_and_nothing_waits_for_it(k: int) -> None:
     for tile in (Tile(37, 5024, 32), Tile(37, 1024, 32), Tile(37, 992, 8)):
         ranker = Ranker(embeddings, tile, k)
         ranker.rank(states, own, ())
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with nothing_waits():
             ranks, lists = ranker.rank(states, own, ())
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert (ranks.tolist(), lists.tolist()) == expected

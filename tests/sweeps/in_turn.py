@@ -117,7 +117,7 @@ def state() -> dict[str, Any]:
         "cudnn": [torch.backends.cudnn.benchmark, torch.backends.cudnn.enabled],
         "precision of products": [
             torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+            torch.backends.mkldnn.matmul.fp32_precision,
         ],
         "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")],
         "gradients": [torch.is_grad_enabled(), torch.is_anomaly_enabled()],

@@ -18,6 +18,7 @@ from sweeps.mps import Wish
 from sweeps.space import Plan
 from sweeps.spec import Resources
 from tests.sweeps.test_execute import CELLS, PLAN, STATISTICS, FakeRay, events, options, ray as ray, space
+from tests.sweeps.test_reuse import _edit
 
 assert ray  # the fixture
 
@@ -132,3 +133,39 @@ def test_a_cluster_without_gpus_trains_on_its_cpus_and_says_so(
         assert execute.run(space(resources=Resources()), PLAN, options(tmp_path / name, address="auto")) == 0
         assert set(ray.shares.values()) == shares
     assert capsys.readouterr().err.count("no GPU is seen on the cluster") == 1
+
+
+def test_cells_of_gpus_are_not_taken_over_into_a_sweep_on_a_cluster_s_cpus(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.cluster.blind_nodes", lambda folder: [])
+    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: False)
+    execute.run(space(name="old"), Plan(CELLS[:2], 0, (), (), STATISTICS, "x"), options(tmp_path))
+    _edit(tmp_path / "old", lambda event: event["metrics"].update({"memory/peak_gib": 1.0}), "end")
+    auto, far = space(resources=AUTO), {"address": "auto"}
+    with pytest.raises(UserError) as refused:
+        execute.run(auto, PLAN, options(tmp_path, **far))
+    assert str(refused.value) == (
+        "s.yaml: resources.gpus_per_trial: got 'auto'; expected a cluster with GPUs, on which the 2 cells that would "
+        "be taken over were trained. hint: resources.gpus_per_trial: 0 trains all cells on CPUs; "
+        "--no-reuse takes none over"
+    )
+    assert list(read(tmp_path / "s" / FILE_NAME)) == []
+    assert execute.run(space(), PLAN, options(tmp_path, **far)) == 0, "the hint's first way"
+    assert ray.rounds[1:] == [[1, 2, 3, 4, 5, 6]]
+    other = space(name="t", resources=AUTO)
+    assert execute.run(other, PLAN, options(tmp_path, **far, no_reuse=True)) == 0, "and its second"
+    assert ray.rounds[2:] == [[1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("gpus", [True, False])
+def test_with_gpus_or_with_nothing_to_train_they_are_taken_over(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, gpus: bool
+) -> None:
+    monkeypatch.setattr("sweeps.cluster.blind_nodes", lambda folder: [])
+    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: gpus)
+    old = CELLS[:2] if gpus else CELLS
+    execute.run(space(name="old"), Plan(old, 0, (), (), STATISTICS, "x"), options(tmp_path))
+    _edit(tmp_path / "old", lambda event: event["metrics"].update({"memory/peak_gib": 1.0}), "end")
+    assert execute.run(space(resources=AUTO), PLAN, options(tmp_path, address="auto")) == 0
+    assert len(events(tmp_path, "reuse")) == len(old)

@@ -174,7 +174,7 @@ def test_who_starts_is_always_the_best_of_that_moment(
 def test_the_race_is_that_of_every_pair(seed: int) -> None:
     draw = random.Random(seed)
     some = [cell(size, s, gib=draw.randint(1, 6)) for size in range(1, 9) for s in (1, 2, 3)]
-    rule = ParetoAsha(stopping.rule(SchedulerSpec(name="pareto_asha"), some).settings, some)  # type: ignore[attr-defined]
+    rule = ParetoAsha(stopping.rule(SchedulerSpec(name="pareto_asha"), some).settings, some)
     for one in some:
         if draw.random() < 0.6:
             rule.ended(one, draw.choice([None, draw.randint(50, 60) / 60]))

@@ -1,4 +1,4 @@
-"""Checkpoints of cells that have ended are removed, whoever left them."""
+"""When trials are told to write checkpoints; and those of cells that have ended are removed, whoever left them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.sweeps.test_execute import CELLS, FakeRay, ray as ray
+from sweeps import execute
+from sweeps.spec import Resources, SchedulerSpec
+from sweeps.trial import Settings
+from tests.sweeps.test_execute import CELLS, PLAN, FakeRay, options, ray as ray, space
 from tests.sweeps.test_reuse import run
 
 assert ray  # the fixture
@@ -19,6 +22,31 @@ def make(checkpoints: Path, *keys: str) -> None:
     for key in keys:
         (checkpoints / key).mkdir(parents=True, exist_ok=True)
         (checkpoints / key / "last.pt").touch()
+
+
+@pytest.mark.parametrize(
+    ("rule", "rungs"),
+    [
+        (SchedulerSpec(name="fifo"), ()),
+        (SchedulerSpec(name="asha", grace_epochs=2), (2,)),
+        (SchedulerSpec(name="pareto_asha", rung_factor=2.0), (1, 2)),
+    ],
+    ids=lambda value: value.name if isinstance(value, SchedulerSpec) else "",
+)
+def test_trials_write_checkpoints_by_the_search_space_s_clock_and_at_the_rule_s_rungs(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, rule: SchedulerSpec, rungs: tuple[int, ...]
+) -> None:
+    fit, given = ray.fit, []
+
+    def noted(launch: Any, feed: Any, splits: Any, settings: Settings, **options: Any) -> None:
+        given.append(settings)
+        fit(launch, feed, splits, settings, **options)
+
+    monkeypatch.setattr("sweeps.tuning.fit", noted)
+    resources = Resources(gpus_per_trial=0.0, checkpoint_every_s=7.0)
+    execute.run(space(scheduler=rule, resources=resources), PLAN, options(tmp_path))
+    [settings] = given
+    assert (settings.checkpoint_every_s, settings.rungs) == (7.0, rungs)
 
 
 def test_what_a_killed_driver_left_of_an_ended_cell_goes_and_the_rest_stays(tmp_path: Path, ray: FakeRay) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps import environment, placement
+from sweeps import cluster, environment, placement
 from sweeps.spec import Resources
 
 CARD = 80 * 2**30
@@ -35,6 +35,27 @@ def test_where_trials_run(
 ) -> None:
     monkeypatch.setattr(environment, "gpus", lambda: gpus)
     assert placement.on_gpus(Resources.model_validate({"gpus_per_trial": asked}), address) is found
+
+
+@pytest.mark.parametrize(
+    ("asked", "address", "here", "there", "found"),
+    [
+        ("auto", None, False, True, False),
+        ("auto", None, True, False, True),
+        ("auto", "auto", True, False, False),
+        ("auto", "auto", False, True, True),
+        (0.0, "auto", True, True, False),
+        (0.5, "auto", True, False, True),  # as stated: such a cluster is refused, not trained on by other means
+    ],
+)
+def test_where_trials_run_once_the_cluster_can_be_asked(
+    asked: float | str, address: str | None, here: bool, there: bool, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    nodes += [{"Alive": True, "Resources": {"GPU": 1.0}}] if there else []
+    monkeypatch.setattr(environment, "gpus", lambda: ("H100",) if here else ())
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    assert cluster.on_gpus(Resources.model_validate({"gpus_per_trial": asked}), address) is found
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

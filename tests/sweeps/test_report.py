@@ -155,7 +155,7 @@ class Page(html.parser.HTMLParser):
 
     @property
     def figure(self) -> dict[str, Any]:
-        return json.loads(self.scripts[1], parse_constant=lambda name: pytest.fail(f"{name} in the figure"))  # type: ignore[no-any-return]
+        return json.loads(self.scripts[1], parse_constant=lambda name: pytest.fail(f"{name} in the figure"))
 
 
 def page(written: report.Report) -> Page:

@@ -95,6 +95,21 @@ def test_each_shared_cell_of_the_front_once(tmp_path: Path, ray: FakeRay, times:
 
 
 @quarter
+@pytest.mark.parametrize("gpus", [True, False])
+def test_on_a_cluster_it_takes_the_hardware_that_the_trials_took(
+    tmp_path: Path, ray: FakeRay, times: Alone, monkeypatch: pytest.MonkeyPatch, gpus: bool
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("sweeps.cluster.blind_nodes", lambda folder: [])
+    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: gpus)
+    monkeypatch.setattr("sweeps.cluster.check", lambda cpus, gpus: asked.append(gpus))
+    resources = Resources(gpus_per_trial="auto", retime="front")
+    assert execute.run(space(resources=resources), PLAN, options(tmp_path, address="auto")) == 0
+    assert times.asked == [FRONT]
+    assert (times.settings["on_gpu"], asked[-1]) == (gpus, float(gpus))
+
+
+@quarter
 @pytest.mark.parametrize(("retime_", "option", "asked"), [("none", None, 0), ("none", True, 1), ("front", False, 0)])
 def test_it_is_off_by_default_and_the_option_wins(
     tmp_path: Path, ray: FakeRay, times: Alone, retime_: Any, option: bool | None, asked: int

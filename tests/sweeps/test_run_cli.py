@@ -59,7 +59,7 @@ def examined() -> dict[str, Any]:
     """Every malformed search space through the command, in one process of its own."""
     answer = python("-c", EXAMINE, *map(str, MESSAGES))
     assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)  # type: ignore[no-any-return]
+    return json.loads(answer.stdout)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_driver_gets_spec_plan_and_options(space: Path, tmp_path: Path, monk
         return 1
 
     driver = ModuleType("sweeps.execute")
-    driver.run = executed  # type: ignore[attr-defined]
+    driver.run = executed
     monkeypatch.setitem(sys.modules, "sweeps.execute", driver)
     monkeypatch.setattr("sweeps.execute", driver, raising=False)
     flags = ["--storage", str(tmp_path / "s"), "--limit-trials", "3", "--num-cpus", "2", "--no-tracking", "--quiet"]

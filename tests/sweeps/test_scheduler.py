@@ -73,7 +73,7 @@ class FakeFeed:
 
 
 def searcher(feed: FakeFeed) -> LaunchSearcher:
-    return LaunchSearcher(feed)  # type: ignore[arg-type]
+    return LaunchSearcher(feed)
 
 
 def trial(error_file: Path | None = None) -> Any:
@@ -82,7 +82,7 @@ def trial(error_file: Path | None = None) -> Any:
 
 
 def adapter(launch: FakeLaunch) -> LaunchScheduler:
-    return LaunchScheduler(launch, searcher(FakeFeed()))  # type: ignore[arg-type]
+    return LaunchScheduler(launch, searcher(FakeFeed()))
 
 
 @pytest.mark.parametrize(("stop", "decision"), [(True, TrialScheduler.STOP), (False, TrialScheduler.CONTINUE)])
@@ -185,18 +185,18 @@ def test_an_error_that_cannot_be_read_is_still_an_error(tmp_path: Path, content:
 
 def test_tune_can_pickle_all_three_without_the_launch() -> None:
     launch = FakeLaunch()
-    launch.lock = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115 - what a real launch cannot pickle
+    launch.lock = open(__file__)  # noqa: SIM115 - what a real launch cannot pickle
     copy = pickle.loads(pickle.dumps(adapter(launch)))
     assert type(copy) is FIFOScheduler
-    pickle.dumps(LaunchStopper(launch))  # type: ignore[arg-type]
+    pickle.dumps(LaunchStopper(launch))
     feed = FakeFeed()
-    feed.lock = launch.lock  # type: ignore[attr-defined]
+    feed.lock = launch.lock
     pickle.dumps(searcher(feed))
-    launch.lock.close()  # type: ignore[attr-defined]
+    launch.lock.close()
 
 
 def test_the_stopper_asks_the_launch() -> None:
-    stopper = LaunchStopper(FakeLaunch(stop=True))  # type: ignore[arg-type]
+    stopper = LaunchStopper(FakeLaunch(stop=True))
     assert stopper.stop_all()
     assert not stopper("t", {})
 
@@ -218,10 +218,10 @@ def test_a_trial_that_is_over_is_seen_however_it_ended() -> None:
     """A retried one is not, though Tune has called it failed in between."""
     feed = FakeFeed()
     asked = searcher(feed)
-    scheduler = LaunchScheduler(FakeLaunch(), asked)  # type: ignore[arg-type]
+    scheduler = LaunchScheduler(FakeLaunch(), asked)
     one = SimpleNamespace(config={"cell_key": "k"}, is_finished=lambda: False)
-    scheduler.on_trial_add(None, one)  # type: ignore[arg-type]
-    scheduler.on_trial_add(None, one)  # type: ignore[arg-type]
+    scheduler.on_trial_add(None, one)
+    scheduler.on_trial_add(None, one)
     asked.suggest("t")
     assert feed.ended == []
     one.is_finished = lambda: True
@@ -234,5 +234,5 @@ def test_a_launch_without_nodes_ends_when_it_has_waited_long_enough(monkeypatch:
     launch = FakeLaunch()
     for name in ("LOOK_S", "PATIENCE_S"):
         monkeypatch.setattr(f"sweeps.nodes.{name}", 0.0)
-    assert not LaunchStopper(launch, lambda: True).stop_all()  # type: ignore[arg-type]
-    assert LaunchStopper(launch, lambda: False).stop_all()  # type: ignore[arg-type]
+    assert not LaunchStopper(launch, lambda: True).stop_all()
+    assert LaunchStopper(launch, lambda: False).stop_all()

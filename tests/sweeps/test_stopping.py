@@ -38,6 +38,7 @@ def test_rungs_end_before_the_last_epoch() -> None:
     assert list(asha(2, 3, 20).rungs) == [2, 6, 18]
     assert list(asha(1, 1.5, 6).rungs) == [1, 2, 3, 5]
     assert list(asha(5, 3, 5).rungs) == []
+    assert asha(1, 1.5, 6).levels == [1, 2, 3, 5], "where a trial writes a checkpoint in any case"
 
 
 def test_the_best_third_goes_on() -> None:

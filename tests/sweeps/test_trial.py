@@ -133,10 +133,10 @@ def test_out_of_memory_on_a_gpu_tells_the_peak_it_reached(monkeypatch: pytest.Mo
     found = []
     for now in (3.5, 1.5):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda now=now: int(now * 2**30))
-        found.append(trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cuda", trainer))  # type: ignore[dict-item]
+        found.append(trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cuda", trainer))
     assert [last["metrics"] for last in found] == [{"memory/peak_gib": 3.5}, {"memory/peak_gib": 2.0}]
     assert {last["outcome"] for last in found} == {"oom"}
-    assert trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cpu", trainer)["metrics"] == {}  # type: ignore[dict-item]
+    assert trial._train(RUN, {DATA_KEY: DATA}, tmp_path, "cpu", trainer)["metrics"] == {}
 
 
 def test_cells_of_a_process_share_one_object_of_the_data(tmp_path: Path, told: list[dict[str, Any]]) -> None:

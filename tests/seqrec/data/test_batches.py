@@ -9,6 +9,7 @@ import torch
 from seqrec.data.batches import Batch, Capacity, CausalBatches, DeviceSequences, history_windows
 from seqrec.data.tables import Sequences
 from seqrec.errors import InfeasibleError
+from tests.waiting import nothing_waits
 
 
 def sequences(*histories: list[int]) -> Sequences:
@@ -24,7 +25,7 @@ HISTORIES = [[5], [1, 2], [9, 8, 7, 6, 5, 4, 3], [3, 3, 3], [], [4, 5, 6, 7], [2
 
 def batches(**changes: object) -> CausalBatches:
     options = {"max_length": 4, "batch_size": 2, "drop_last": False, "seed": 3, "device": "cpu"} | changes
-    return CausalBatches(sequences(*HISTORIES), **options)  # type: ignore[arg-type]
+    return CausalBatches(sequences(*HISTORIES), **options)
 
 
 def check(batch: Batch, max_length: int) -> None:
@@ -142,15 +143,10 @@ def test_histories_are_their_last_items(length: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_making_a_batch_never_waits_for_the_device() -> None:
     epoch = batches(device="cuda").epoch(0)
     made = [next(epoch)]
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         made += list(epoch)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
     for batch in made:
         check(batch, 4)

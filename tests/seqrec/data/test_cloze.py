@@ -12,6 +12,7 @@ from seqrec.data.batches import Batch, Capacity
 from seqrec.data.cloze import ClozeBatches
 from seqrec.data.tables import Sequences
 from seqrec.errors import InfeasibleError
+from tests.waiting import nothing_waits
 
 
 def sequences(*histories: list[int]) -> Sequences:
@@ -178,17 +179,12 @@ def test_drop_last_never_leaves_an_epoch_without_a_step() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_making_a_batch_never_waits_for_the_device() -> None:
     source = batches(device="cuda")
     plan = source.plan(0)
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         made = [source.gather(plan.users[2 * i : 2 * i + size.rows], size) for i, size in enumerate(plan.sizes)]
         source.gather(plan.users[:2], Capacity(20, 12, 6, 4))
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
     for batch in made:
         check(batch, 4)
 

@@ -57,7 +57,7 @@ def test_interactions_that_are_not_what_they_say(changes: dict[str, Any], told: 
 def test_offsets_that_do_not_cut_the_items(items: list[int], offsets: list[int], users: list[int]) -> None:
     arrays = (np.array(values, dtype=np.int64) for values in (items, offsets, users))
     with pytest.raises(DataError, match=rf"^offsets: got .*; expected 0 first, .* each of {len(users)} users"):
-        Sequences(*arrays)  # type: ignore[arg-type]
+        Sequences(*arrays)
 
 
 @pytest.fixture

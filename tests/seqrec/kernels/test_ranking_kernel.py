@@ -17,6 +17,7 @@ from seqrec.kernels.tiles import Tile
 from seqrec.kernels.twins import ranking as twin
 from seqrec.memory.evaluation import Tile as RankerTile
 from seqrec.ranking import Ranker, exact_products, seen_cells
+from tests.waiting import nothing_waits
 
 pytestmark = pytest.mark.usefixtures("chain")
 
@@ -218,11 +219,8 @@ def test_at_size_the_ranker_agrees_and_nothing_waits(monkeypatch: pytest.MonkeyP
     hidden[7] = math.nan
     expected = by_ranker(hidden, items, targets, seen)
     catalog_ranks(hidden, items, targets, **told)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         found = catalog_ranks(hidden, items, targets, **told)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert found.tolist() == expected
     assert [expected[5], expected[7]] == [MISS, MISS]
     # More items than a tile's stretch may count, all ahead of the target.

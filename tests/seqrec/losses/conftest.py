@@ -52,7 +52,7 @@ K = 6
 
 
 def _request(scope: str) -> NegativesRequest:
-    return NegativesRequest(K, scope)  # type: ignore[arg-type]
+    return NegativesRequest(K, scope)
 
 
 LOSSES: dict[str, Callable[[int], Loss]] = {

@@ -17,7 +17,7 @@ CORRECTIONS = ("none", "log_count", "log_q")
 
 
 def make(scope: str = "position", correction: str = "none", n: int = 4) -> CeMinus:
-    return CeMinus(NegativesRequest(n, scope), V, correction)  # type: ignore[arg-type]
+    return CeMinus(NegativesRequest(n, scope), V, correction)
 
 
 def naive(problem, negatives: Negatives, correction: str) -> float:
@@ -128,7 +128,7 @@ def test_log_q_makes_the_partition_unbiased_and_log_count_does_not(make_problem)
         probability = math.prod(float(q[item]) for item in ids)
         mass += probability
         for correction in expected:
-            loss = CeMinus(NegativesRequest(n, "position", "popularity"), n_items, correction)  # type: ignore[arg-type]
+            loss = CeMinus(NegativesRequest(n, "position", "popularity"), n_items, correction)
             value = loss(problem.hidden, problem.items, problem.targets, Negatives(torch.tensor([ids]), None, q.log()))
             expected[correction] += probability * math.exp(float(value + logits[y]))
     full = float(logits.exp().sum())

@@ -103,7 +103,7 @@ def test_other_options_or_a_newer_file_begin_again(tmp_path: Path, change: dict[
     killed(raw, out)
     if change.pop("touch", False):
         os.utime(raw, (1_700_000_001, 1_700_000_001))
-    assert go(raw, out, **change).reused_parts == 0  # type: ignore[arg-type]
+    assert go(raw, out, **change).reused_parts == 0
     assert not list(tmp_path.glob(".out*"))
 
 
@@ -119,7 +119,7 @@ def test_parts_serve_other_filters_of_users_and_items(tmp_path: Path) -> None:
 def test_a_part_depends_on_every_option_of_reading(tmp_path: Path) -> None:
     raw, data_set = raw_file(tmp_path), named("behance")
     base = {"laws": data_set.laws, "filters": Filters(), "earliest": date(1990, 1, 1), "latest": date(2040, 1, 1)}
-    readings = [parts.Reading(**base)]  # type: ignore[arg-type]
+    readings = [parts.Reading(**base)]
     for other in (
         {"laws": named("yelp").laws},
         {"filters": Filters(rating_above=3)},
@@ -128,7 +128,7 @@ def test_a_part_depends_on_every_option_of_reading(tmp_path: Path) -> None:
         {"block_bytes": 5},
         {"batch_rows": 5},
     ):
-        readings.append(parts.Reading(**(base | other)))  # type: ignore[arg-type]
+        readings.append(parts.Reading(**(base | other)))
     keys = {parts.key(raw, data_set.files[0], reading) for reading in readings}
     assert len(keys) == len(readings)
 
