@@ -25,9 +25,11 @@ FEWEST = 4
 
 
 def draw_shape(rows: Sequence[Mapping[str, object]], shape: str, path: Path) -> None:
-    """Writes the picture of one shape's rows, all of one kind of inputs; none of fewer points than tell anything."""
+    """Writes the picture of one shape's rows, all of one kind of inputs; none of fewer points than tell anything. The
+    reference's figures are of random inputs, and beside those alone."""
     mine = [row for row in rows if row["shape"] == shape]
-    figures = [one for one in published() if one["shape"] == shape]
+    alike = all(row["inputs"] == "random" for row in mine)
+    figures = [one for one in published() if alike and one["shape"] == shape]
     if mine and len(mine) + len(figures) >= FEWEST:
         draw(mine, figures, path)
 

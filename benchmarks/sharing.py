@@ -7,7 +7,7 @@ A real sweep on Ray inside this process for every way (`fresh 1`, `warm 1`, `tur
 over the first cells of one list, in which losses and batch sizes take turns. Cells an hour count from the K-th end,
 when every worker has had a cell, to the last one, so the idle end of the list is in them. `gpu_busy`: the share of that
 time in which a kernel ran, by `nvidia-smi` (utilization.gpu), mean of its samples. A row each goes to
-`<results>/sharing.csv`.
+`<results>/sharing.csv`; of `warm 1` also one to `sharing_turnover.csv`, with the parts of `benchmarks.turnover`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import rows, turnover
-from seqrec import data
-from seqrec.config import Run
-from sweeps import cells
-from sweeps.cells import Cell
 from sweeps.space import Plan
 from sweeps.spec import Resources
 
@@ -67,23 +63,12 @@ def ways(options: argparse.Namespace) -> list[Way]:
 
 def planned(options: argparse.Namespace, count: int) -> Plan:
     """So many cells; losses take turns, then batch sizes."""
-    made: list[Cell] = []
-    given = None
-    for number in range(count):
-        loss = list(LOSSES)[number % len(LOSSES)]
-        batch = options.batch_sizes[number // len(LOSSES) % len(options.batch_sizes)]
-        tree = {
-            "data": {"path": options.data},
-            "model": {"name": "sasrec", "max_length": options.max_length, "hidden_size": options.hidden_size},
-            "loss": {"name": loss, **LOSSES[loss]},
-            "train": {"batch_size": batch, "epochs": options.epochs, "seed": number + 1},
-        }
-        run = Run.model_validate(tree)
-        given = given or data.statistics(run.data)
-        parameters = {"loss.name": loss, "train.batch_size": batch, "train.seed": number + 1}
-        made.append(Cell(*cells.keys(run, given.digest), run, parameters, 2**30))
-    assert given is not None
-    return Plan(tuple(made), 0, (), (), given, options.data)
+    mix = [
+        ({"name": name, **keys}, {"batch_size": batch, "epochs": options.epochs})
+        for batch in options.batch_sizes
+        for name, keys in LOSSES.items()
+    ]
+    return turnover.plan_of(options, [mix[number % len(mix)] for number in range(count)])
 
 
 def rate(ends: list[float], together: int) -> float:
@@ -179,7 +164,9 @@ def main() -> int:
                 flush=True,
             )
             if way.name == "warm":
-                print("  turnover:", turnover.summary(turnover.turnovers(log)), flush=True)
+                found = turnover.summary(turnover.turnovers(log))
+                rows.append("sharing_turnover", {**found, **rows.conditions()}, options.results)
+                print("  turnover:", found, flush=True)
     return 0
 
 

@@ -31,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,25 +138,33 @@ class Clocked:
             _mark("end")
 
 
-def planned(options: argparse.Namespace) -> tuple[list[Cell], Plan]:
+def planned(options: argparse.Namespace) -> Plan:
     """The cells, the losses taking turns."""
-    made: list[Cell] = []
-    given = data.statistics(Run.model_validate(_tree(options, options.losses[0], 1)).data)
-    for number in range(options.cells):
-        loss = options.losses[number % len(options.losses)]
-        run = Run.model_validate(_tree(options, loss, number + 1))
-        parameters = {"loss.name": loss, "train.seed": number + 1}
-        made.append(Cell(*cells.keys(run, given.digest), run, parameters, 2**30))
-    return made, Plan(tuple(made), 0, (), (), given, options.data)
+    losses = [{"name": name, **LOSSES[name]} for name in options.losses]
+    train = {"batch_size": options.batch_size, "epochs": 1}
+    return plan_of(options, [(losses[number % len(losses)], train) for number in range(options.cells)])
 
 
-def _tree(options: argparse.Namespace, loss: str, seed: int) -> dict[str, Any]:
-    return {
-        "data": {"path": options.data},
-        "model": {"name": "sasrec", "max_length": options.max_length, "hidden_size": options.hidden_size},
-        "loss": {"name": loss, **LOSSES[loss]},
-        "train": {"batch_size": options.batch_size, "epochs": 1, "seed": seed},
-    }
+def plan_of(options: argparse.Namespace, wanted: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Plan:
+    """A cell for each (`loss`, `train`), with a seed of its own."""
+    model = {"name": "sasrec", "max_length": options.max_length, "hidden_size": options.hidden_size}
+    runs = [
+        Run.model_validate(
+            {"data": {"path": options.data}, "model": model, "loss": loss, "train": {**train, "seed": seed}}
+        )
+        for seed, (loss, train) in enumerate(wanted, 1)
+    ]
+    given = data.statistics(runs[0].data)
+    made = [
+        Cell(
+            *cells.keys(run, given.digest),
+            run,
+            {"loss.name": run.loss.name, "train.batch_size": run.train.batch_size, "train.seed": run.train.seed},
+            2**30,
+        )
+        for run in runs
+    ]
+    return Plan(tuple(made), 0, (), (), given, options.data)
 
 
 def sweep(plan: Plan, resources: Resources, log: Path, limit: int | None = None, together: int = 1) -> list[float]:
@@ -251,7 +259,7 @@ def main() -> int:
     import torch
 
     alone = Resources(gpus_per_trial=1.0 if torch.cuda.device_count() > 0 else 0.0)
-    _, plan = planned(options)
+    plan = planned(options)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "warm.jsonl"

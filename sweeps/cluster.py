@@ -234,8 +234,8 @@ def has_gpus() -> bool:
 def on_gpus(resources: Resources, address: str | None) -> bool:
     """Whether trials use GPUs, now that Ray is there: what `placement.on_gpus` expects, but with `auto` on a cluster
     only if it has any."""
-    asks = resources.gpus_per_trial == "auto" and address is not None
-    return placement.on_gpus(resources, address) and (has_gpus() if asks else True)
+    to_ask = resources.gpus_per_trial == "auto" and address is not None
+    return placement.on_gpus(resources, address) and (not to_ask or has_gpus())
 
 
 def blind_nodes(folder: Path) -> list[str]:

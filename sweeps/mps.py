@@ -53,11 +53,16 @@ def wish(resources: Resources, address: str | None) -> Wish:
     if resources.mps is True:
         return Wish.YES
     alone = resources.gpus_per_trial != "auto" and resources.gpus_per_trial >= 1
-    # Asked before it is looked for: who has no such program has lost nothing that a note should tell.
-    return Wish.IF_IT_CAN if not alone and shutil.which(CONTROL) and _sees_all_gpus() else Wish.NO
+    if alone or not shutil.which(CONTROL):
+        return Wish.NO
+    if not _counts_from_zero():
+        law = "CUDA_VISIBLE_DEVICES does not name the first GPUs in their order, as the Multi-Process Service needs it"
+        print(f"note: trials that share a GPU take turns. {law}", file=sys.stderr)
+        return Wish.NO
+    return Wish.IF_IT_CAN
 
 
-def _sees_all_gpus() -> bool:
+def _counts_from_zero() -> bool:
     """Whether CUDA_VISIBLE_DEVICES, if set, names the first GPUs in their order: the service would be shown no others,
     and would count from zero those that it is shown."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -17,10 +17,13 @@ from seqrec.reports import Metrics
 from sweeps.errors import LedgerError
 from sweeps.ledger import FILE_NAME, CellState, Event, State, read
 from sweeps.outcomes import Outcome
+from sweeps.spec import SchedulerSpec
 from sweeps.timing import Timings
 
 MEASURED = "memory/peak_gib"
 """Measured on a GPU and nowhere else."""
+USUAL = SchedulerSpec().model_dump(mode="json")
+"""A key that a ledger is too old to have did then what its default does now."""
 NAMED = ("git_commit", "host", "gpu")
 """Of the environment in which a cell was trained: what its new ledger says of it."""
 
@@ -93,7 +96,7 @@ def find(wanted: Collection[str], places: Iterable[Path], *, scheduler: Mapping[
             continue
         strangers = 0
         for key, cell in there.items():
-            if cell.outcome is Outcome.STOPPED and cell.source["scheduler"] != scheduler:
+            if cell.outcome is Outcome.STOPPED and {**USUAL, **(cell.source["scheduler"] or {})} != scheduler:
                 continue
             if (MEASURED in cell.metrics or any(MEASURED in epoch for epoch in cell.epochs)) != on_gpu:
                 strangers += 1

@@ -116,8 +116,8 @@ def rule(scheduler: SchedulerSpec, cells: Sequence[Cell]) -> Rule:
     if scheduler.name == "dominance":
         return ParetoAsha(Settings(grace, factor, 1.0, margin, margin, promote=False, guard=False), cells)
     last = min(margin, scheduler.last_margin)
-    how = {"promote": scheduler.promote, "race": scheduler.race}
-    return ParetoAsha(Settings(grace, factor, scheduler.keep, margin, last, **how), cells)
+    settings = Settings(grace, factor, scheduler.keep, margin, last, promote=scheduler.promote, race=scheduler.race)
+    return ParetoAsha(settings, cells)
 
 
 def order(scheduler: SchedulerSpec, cells: Sequence[Cell]) -> list[Cell]:

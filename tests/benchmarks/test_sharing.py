@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_samples_of_the_stretch_alone_count() -> None:
 
 
 def test_the_gpu_is_watched_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     with sharing.watched() as nothing:
         pass
     program = tmp_path / "nvidia-smi"
@@ -61,14 +63,16 @@ def test_the_gpu_is_watched_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Mo
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with sharing.watched() as seen:
+        deadline = time.monotonic() + 20
         while len(seen) < 3:
-            pass
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     assert nothing == []
     assert {percent for _, percent in seen} == {42.0}
 
 
 def test_without_a_gpu_there_is_nothing_to_share(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["sharing"])

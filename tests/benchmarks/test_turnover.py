@@ -52,6 +52,6 @@ def test_every_loss_can_be_planned_and_cells_take_turns(loss: str) -> None:
     options = argparse.Namespace(
         cells=4, losses=[loss, "bce"], data="amazon_beauty_5core", batch_size=8, max_length=4, hidden_size=8
     )
-    cells, plan = turnover.planned(options)
-    assert [cell.run.loss.name for cell in cells] == [loss, "bce"] * 2
+    plan = turnover.planned(options)
+    assert [cell.run.loss.name for cell in plan.cells] == [loss, "bce"] * 2
     assert len({cell.cell_key for cell in plan.cells}) == 4

@@ -136,6 +136,7 @@ def test_who_can_do_without_it_goes_on_and_is_told(
 def test_who_wants_it(
     record: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     resources: Resources,
     address: str | None,
     visible: str | None,
@@ -146,6 +147,7 @@ def test_who_wants_it(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert wish(resources, address) is expected
+    assert ("CUDA_VISIBLE_DEVICES" in capsys.readouterr().err) is (visible in ("1", "GPU-6f2e"))
     monkeypatch.setenv("PATH", "/nowhere")
     assert wish(resources, address) is (expected if expected is Wish.YES else Wish.NO)
 

@@ -117,10 +117,12 @@ def test_failures_are_not_taken_over(tmp_path: Path, ray: FakeRay) -> None:
     assert ray.rounds[1:] == [[1, 2, 3]]
 
 
-def test_stopped_cells_only_under_the_same_scheduler(tmp_path: Path, ray: FakeRay) -> None:
+@pytest.mark.parametrize("unknown", [(), ("race",)], ids=["whole", "older than a key"])
+def test_stopped_cells_only_under_the_same_scheduler(tmp_path: Path, ray: FakeRay, unknown: tuple[str, ...]) -> None:
     asha = SchedulerSpec(name="asha", shuffle_seed=None)
     ray.outcomes = {1: "stopped", 2: "done"}
     run(tmp_path, "old", 1, 2, scheduler=asha)
+    _edit(tmp_path / "old", lambda event: [event["scheduler"].pop(key) for key in unknown], "plan")
     run(tmp_path, "same", 1, 2, scheduler=asha)
     assert ray.rounds[1:] == []
     run(tmp_path, "other", 1, 2, scheduler=asha.model_copy(update={"reduction_factor": 4.0}))
