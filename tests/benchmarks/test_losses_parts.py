@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import __main__ as command, loss_cases, loss_checks, loss_clock, loss_gate, loss_table, losses
+from benchmarks import (
+    __main__ as command,
+    loss_cases,
+    loss_checks,
+    loss_clock,
+    loss_gate,
+    loss_picture,
+    loss_table,
+    losses,
+)
 from benchmarks.loss_cases import MODULES
 from benchmarks.loss_clock import Result, Step
 from benchmarks.loss_problems import INPUTS, QUICK, SHAPES, Problem, Shape, build
@@ -196,3 +206,13 @@ def test_a_step_that_keeps_old_inputs_is_found() -> None:
 
     with pytest.raises(loss_clock.StaleError):
         loss_clock.read(lambda _: step, problem, capture=True)
+
+
+@pytest.mark.parametrize(("inputs", "beside"), [("random", True), ("peaked", False)])
+def test_the_reference_is_drawn_beside_the_inputs_it_was_timed_on(
+    inputs: str, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(loss_picture, "draw", lambda rows, figures, path: drawn.append(len(figures)))
+    loss_picture.draw_shape([{"shape": "S0", "inputs": inputs}] * 4, "S0", tmp_path / "p.png")
+    assert [count > 0 for count in drawn] == [beside]
