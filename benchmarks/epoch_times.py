@@ -1,9 +1,9 @@
 """Coefficients of `seqrec.epoch_time` from measured rows: `python -m benchmarks epoch_times` fits and writes them.
 
 Rows, all of one card: `training.csv` with fused kernels (steps with and without the loss), `losses.csv` (fused, random
-inputs), the fused rows of nowplaying in `studies_times.csv`, and `evaluation.csv` at the default budget of memory. Each
-family of losses is fitted by itself, then everything else. Least squares of relative errors, no coefficient below zero.
-Errors are of the fitted rows, and of each row when it is left out.
+inputs), the fused rows of nowplaying in `studies_times.csv`, and the rows by kernels of `evaluation.csv`; of a case
+that was timed again the latest. Each family of losses is fitted by itself, then everything else. Least squares of
+relative errors, no coefficient below zero. Errors are of the fitted rows, and of each row when it is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ TRAINING = {"items": 173_511, "users": 27_516, "positions": 2_026_942}
 NOWPLAYING = {"items": 60_416, "users": 131_867, "positions": 644_890, "batch": 512}
 """Of nowplaying, split leave-one-out, windows of 30."""
 MOST_ROUNDS = 128
+BATCH = 256
+"""Users that `benchmarks.evaluation` encodes at a time."""
 
 TABLE_MS = 28 / 3.35e12 * epoch_time.UNIT * 1e3
 """Of Adam over a thousand million numbers of the item tables, 28 bytes each (weight and both moments read and written,
@@ -101,8 +103,8 @@ def loss_of(name: str, keys: Mapping[str, Any]) -> config.Loss:
 
 
 def alone(only: Only | None) -> list[tuple[config.Loss, Row]]:
-    """The losses by themselves."""
-    found = []
+    """The losses by themselves; a case that was timed again counts as it was last."""
+    found: dict[tuple[str, str], tuple[config.Loss, Row]] = {}
     for row in read("losses.csv", only):
         if row["who"] != "fused" or row["inputs"] != "random" or not row["graph_ms"]:
             continue
@@ -128,13 +130,13 @@ def alone(only: Only | None) -> list[tuple[config.Loss, Row]]:
         loss = loss_of(name, keys)
         step = Step(users, N, int(row["width"]), V, 2)
         label = f"{row['loss']} {row['setting']} {row['shape']}"
-        found.append((loss, Row(label, epoch_time.loss_terms(loss, step), float(row["graph_ms"]))))
-    return found
+        found[label, row["dtype"]] = (loss, Row(label, epoch_time.loss_terms(loss, step), float(row["graph_ms"])))
+    return list(found.values())
 
 
 def in_training(only: Only | None) -> list[tuple[config.Loss, Row, Row]]:
-    """(loss, what the loss adds to a step, the step without it)."""
-    found = []
+    """(loss, what the loss adds to a step, the step without it); a case that was timed again counts as it was last."""
+    found: dict[str, tuple[config.Loss, Row, Row]] = {}
     for row in read("training.csv", only):
         if row["kernels"] != "fused":
             continue
@@ -145,8 +147,8 @@ def in_training(only: Only | None) -> list[tuple[config.Loss, Row, Row]]:
         bare = float(row["without_loss_ms"])
         terms = _bare(loss, step)
         added = Row(label, epoch_time.loss_terms(loss, step), float(row["step_ms"]) - bare)
-        found.append((loss, added, Row(f"{label}, no loss", terms, bare)))
-    return found
+        found[label] = (loss, added, Row(f"{label}, no loss", terms, bare))
+    return list(found.values())
 
 
 def _bare(loss: config.Loss, step: Step) -> dict[str, float]:
@@ -209,12 +211,17 @@ def made(only: Only | None = None) -> dict[str, Any]:
         "median": round(statistics.median(map(abs, all_errors.values())), 3),
         "largest": max(all_errors.values(), key=abs),
     }
+    ranking: dict[str, dict[str, float]] = {}
+    for kind, rows in evaluated(only).items():
+        names = list(dict.fromkeys(term for row in rows for term in row.terms))
+        ranking[kind] = fit(rows, names)
+        told_errors[f"evaluation, {kind}"] = errors(rows, names, ranking[kind])
     return {
         "card": CARD,
         "command": "python -m benchmarks epoch_times",
         "encoder": encoder,
         "losses": losses,
-        "evaluation": evaluation(only),
+        "evaluation": ranking,
         "start_s": round(
             statistics.median(
                 float(row["first_step_s"]) for row in read("training.csv", only) if row["kernels"] == "fused"
@@ -234,21 +241,22 @@ FILES = ("training.csv", "losses.csv", "studies_times.csv", "evaluation.csv")
 def _used(name: str, row: Mapping[str, str]) -> bool:
     if name == "losses.csv":
         return row["who"] == "fused" and row["inputs"] == "random"
-    return name == "evaluation.csv" or row["kernels"] == "fused"
+    return row["kernels"] == ("True" if name == "evaluation.csv" else "fused")
 
 
-def evaluation(only: Only | None) -> dict[str, float]:
-    """Seconds a user and a score, and how much longer the users' lists make it, at the default budget of memory."""
-    rows = [row for row in read("evaluation.csv", only) if int(row["memory_bytes"]) == config.EVALUATION_BYTES]
-    equations = [
-        Row("", {"user_s": float(row["n_users"]), "score_s": float(row["n_users"]) * float(row["n_items"])},
-            float(row["seconds"]))
-        for row in rows if row["lists"] == "False"
-    ]  # fmt: skip
-    found = fit(equations, ["user_s", "score_s"])
-    seconds = {(row["n_items"], row["lists"]): float(row["seconds"]) for row in rows}
-    lists = [seconds[items, "True"] / value for (items, kind), value in seconds.items() if kind == "False"]
-    return found | {"lists": round(statistics.mean(lists), 3)}
+def evaluated(only: Only | None) -> dict[str, list[Row]]:
+    """Evaluations of users' ranks and of their lists, by kernels where there are any, at every budget of memory."""
+    found: dict[str, list[Row]] = {"ranks": [], "lists": []}
+    for row in read("evaluation.csv", only):
+        if row["kernels"] != "True":
+            continue
+        users, items, memory = (int(row[key]) for key in ("n_users", "n_items", "memory_bytes"))
+        lists = row["lists"] == "True"
+        history, k = min(float(row["history"]), 200.0), epoch_time.LISTED if lists else 0
+        terms = epoch_time.evaluation_terms(users, items, history, 64, memory, BATCH, k)
+        label = f"{users} users, {items} items, {memory} bytes"
+        found["lists" if lists else "ranks"].append(Row(label, terms, 1e3 * float(row["seconds"])))
+    return found
 
 
 if __name__ == "__main__":

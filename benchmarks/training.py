@@ -12,8 +12,9 @@ eager      the reference: operation by operation, fp32; its step timed over the 
 first step from nothing to the end of a new cell's first step in a process that has run another cell
 
 Both loss curves are recorded, means of 20 steps of the first 200 steps, and compared; a configuration whose curves
-differ by more than 3 % is an error and no row. Rows go to `benchmarks/results/training.csv`, curves to
-`training_curves.csv` beside it.
+differ by more than 3 % is an error and no row. `--grid` times cells of RECE's published grid instead, which have no
+eager twin to be compared with: their kernels are compared in the tests and by `python -m benchmarks losses`. Rows go to
+`benchmarks/results/training.csv`, curves to `training_curves.csv` beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,20 @@ CASES: list[tuple[str, int, dict[str, Any], float | None, int]] = [
     ("ce", 1024, {}, None, 430),
 ]
 """(loss, batch size, keys, budget of an epoch in seconds, most steps that are timed with the eager loss)."""
+
+GRID = [
+    # Batch size, extra chunks, rounds, steps.
+    (4, 0, 1, 400), (4, 3, 8, 200), (4, 1, 128, 40), (16, 10, 8, 200), (16, 0, 32, 100), (64, 1, 16, 100),
+    (64, 3, 128, 20), (256, 3, 4, 80), (1024, 0, 8, 20), (1024, 5, 32, 10), (4096, 1, 2, 6), (4096, 1, 128, 4),
+]  # fmt: skip
+"""Corners and middle of RECE's published grid (`search_spaces/rece.yaml`)."""
+
+
+def of_grid(batch_size: int, extra: int, rounds: int, n_items: int, per_user: float) -> dict[str, Any]:
+    """Keys of a cell, as its grid derives them."""
+    n_buckets = int((4.0 * (1 + 2 * extra) * min(n_items, batch_size * per_user)) ** 0.5)
+    return {"n_buckets": n_buckets, "n_extra_chunks": extra, "rounds": rounds}
+
 
 CURVE_STEPS, CURVE_MEAN, CURVE_BOUND = 200, 20, 0.03
 EAGER_SECONDS = 6.0
@@ -175,6 +191,39 @@ def epoch(engine: Engine, number: int, n_steps: int) -> None:
     torch.cuda.synchronize()
 
 
+def measure_alone(split: Split, name: str, batch_size: int, keys: dict[str, Any], most_steps: int) -> dict[str, object]:
+    """A row without the eager twin, which such a cell would take hours or more memory than there is."""
+    whole = steps_of(split, run_of(name, batch_size, keys), None, most_steps)
+    bare = steps_of(split, run_of(name, batch_size, keys), NoLoss(whole["request"]), most_steps)
+    return _row(name, "fused", batch_size, keys, whole, bare)
+
+
+def _row(
+    name: str, kernels: str, batch_size: int, keys: dict[str, Any], whole: dict[str, Any], bare: dict[str, Any]
+) -> dict[str, object]:
+    n_batches = whole["n_batches"]
+    return {
+        "loss": name,
+        "kernels": kernels,
+        "batch_size": batch_size,
+        "keys": _text(keys),
+        "steps": whole["n_steps"],
+        "epoch_s": round(whole["step_s"] * n_batches, 3),
+        "without_loss_s": round(bare["step_s"] * n_batches, 3),
+        "loss_share": round(1 - bare["step_s"] / whole["step_s"], 3),
+        "budget_s": None,
+        "step_ms": round(whole["step_s"] * 1e3, 3),
+        "without_loss_ms": round(bare["step_s"] * 1e3, 3),
+        "peak_bytes": whole["peak_bytes"],
+        "eager_step_ms": None,
+        "eager_epoch_s": None,
+        "eager_peak_bytes": None,
+        "curves_apart": None,
+        "graphs": whole["graphs"],
+        "first_step_s": round(whole["first_step_s"], 3),
+    }
+
+
 def measure(
     split: Split,
     kernels: str,
@@ -198,26 +247,12 @@ def measure(
         place = {"loss": name, "kernels": kernels, "batch_size": batch_size, "keys": _text(keys)}
         place |= {"from_step": number * CURVE_MEAN}
         CURVES.append({**place, "captured": round(one, 6), "eager": round(other, 6)})
-    n_batches = whole["n_batches"]
-    return {
-        "loss": name,
-        "kernels": kernels,
-        "batch_size": batch_size,
-        "keys": _text(keys),
-        "steps": whole["n_steps"],
-        "epoch_s": round(whole["step_s"] * n_batches, 3),
-        "without_loss_s": round(bare["step_s"] * n_batches, 3),
-        "loss_share": round(1 - bare["step_s"] / whole["step_s"], 3),
+    return _row(name, kernels, batch_size, keys, whole, bare) | {
         "budget_s": budget_s,
-        "step_ms": round(whole["step_s"] * 1e3, 3),
-        "without_loss_ms": round(bare["step_s"] * 1e3, 3),
-        "peak_bytes": whole["peak_bytes"],
         "eager_step_ms": round(eager_step_s * 1e3, 3),
-        "eager_epoch_s": round(eager_step_s * n_batches, 2),
+        "eager_epoch_s": round(eager_step_s * whole["n_batches"], 2),
         "eager_peak_bytes": eager_peak,
         "curves_apart": round(apart, 5),
-        "graphs": whole["graphs"],
-        "first_step_s": round(whole["first_step_s"], 3),
     }
 
 
@@ -232,6 +267,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=rows.RESULTS)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, from 0")
+    parser.add_argument("--grid", action="store_true", help="instead cells of RECE's grid, without eager twins")
     parser.add_argument(
         "--kernels", choices=["fused", "eager"], default="fused", help="train.kernels of the captured step"
     )
@@ -243,9 +279,17 @@ def main() -> int:
     # Kernels are compiled once a machine, not once a cell: another cell first.
     build(split, run_of("gbce", 128, {"n_negatives": 1})).run_epoch(1)
     failed = 0
-    for case in [CASES[number] for number in options.only] if options.only else CASES:
+    work: list[tuple[object, Callable[[], dict[str, object]]]]
+    if options.grid:
+        per_user = split.statistics.n_interactions / split.statistics.n_users
+        cells = [("rece", cell[0], of_grid(*cell[:3], split.n_items, per_user), cell[3]) for cell in GRID]
+        work = [(cell, partial(measure_alone, split, *cell)) for cell in cells]
+    else:
+        cases = [CASES[number] for number in options.only] if options.only else CASES
+        work = [(case, partial(measure, split, options.kernels, *case)) for case in cases]
+    for case, measured in work:
         try:
-            row = measure(split, options.kernels, *case)
+            row = measured()
         except (AssertionError, torch.OutOfMemoryError) as error:
             print(f"{case}: {error}", file=sys.stderr)
             failed += 1

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 
 from seqrec import config
 from seqrec.data.tables import Statistics
+from seqrec.memory.evaluation import tile_for
 
 PLACE = Path(__file__).with_name("epoch_time_h100.json")
 MEASURED_WIDTH = 64
+LISTED = max(config.CUTOFFS)
 UNIT = 1e9
 """Terms of work are in thousand millions of what they count, so that coefficients are milliseconds and readable."""
 
@@ -77,10 +79,31 @@ def predict(run: config.Run, statistics: Statistics) -> Duration | None:
     terms = encoder_terms(run, step) | draw_terms(run.loss, asked)
     step_ms = sum(known["encoder"][name] * amount for name, amount in terms.items())
     step_ms += sum(known["losses"][name] * amount for name, amount in loss_terms(run.loss, asked).items())
-    evaluation = known["evaluation"]
-    user_s = evaluation["user_s"] + evaluation["score_s"] * statistics.n_items * step.width / MEASURED_WIDTH
-    valid_s = dict(statistics.rows).get("valid", statistics.n_train_users) * user_s
-    return Duration(steps * step_ms / 1e3, valid_s, known["start_s"], evaluation["lists"] * valid_s)
+    held_out, history = dict(statistics.rows), step.positions / step.users
+    valid, test = (held_out.get(part, statistics.n_train_users) for part in ("valid", "test"))
+    memory = run.evaluation.memory_bytes
+    ranks = evaluation_terms(valid, statistics.n_items, history, step.width, memory, run.evaluation.batch_size)
+    lists = evaluation_terms(test, statistics.n_items, history, step.width, memory, run.evaluation.batch_size, LISTED)
+    valid_s, test_s = (
+        sum(coefficient * terms[name] for name, coefficient in known["evaluation"][kind].items()) / 1e3
+        for kind, terms in (("ranks", ranks), ("lists", lists))
+    )
+    return Duration(steps * step_ms / 1e3, valid_s, known["start_s"], test_s)
+
+
+def evaluation_terms(
+    users: int, n_items: int, history: float, width: int, memory_bytes: int, batch_size: int, k: int = 0
+) -> dict[str, float]:
+    """Work of ranking the catalog for `users` of `history` items each, with lists of k: tiles as `seqrec.evaluate`
+    takes them, positions to encode, scores in thousand millions (twice where a row of them is cut into tiles)."""
+    tile = tile_for(memory_bytes, min(batch_size, users), n_items, k)
+    cuts = tile.count(n_items)
+    slabs = math.ceil(users / tile.users)
+    scores = users * n_items * width / MEASURED_WIDTH / UNIT
+    tiles = {"slabs": float(slabs), "scores": scores}
+    if k:
+        tiles = {"tiles": float(slabs * cuts), "users": users / 1e3, "scores": scores * min(cuts, 2)}
+    return tiles | {"positions": users * history / 1e6}
 
 
 def outside(run: config.Run, statistics: Statistics) -> tuple[str, ...]:
@@ -178,11 +201,17 @@ def loss_terms(loss: config.Loss, step: Step) -> dict[str, float]:
 
 
 def _rece(loss: config.Rece, step: Step) -> dict[str, float]:
-    """Every round walks over its windows and looks back at the rounds before it; or every pair is scored once."""
+    """Every round reads the table and sorts ids, then walks over its windows and looks back at the rounds before it; or
+    every pair is scored once."""
     N, D, V, R = step.positions, step.width, step.items, loss.rounds
     n_chunks = loss.n_buckets // loss.buckets_per_chunk
     near = V / n_chunks * (1 + 2 * loss.n_extra_chunks)
-    hashing = {"rece_rounds": float(R), "rece_hash": R * (N + V) * loss.n_buckets * D / UNIT}
+    hashing = {
+        "rece_rounds": float(R),
+        "rece_ids": R * (N + V) / UNIT,
+        "rece_read": R * V * D / UNIT,
+        "rece_hash": R * (N + V) * loss.n_buckets * D / UNIT,
+    }
     if scores_every_pair(R, n_chunks, loss.n_extra_chunks):
         return hashing | {"rece_pairs": N * V * D / UNIT, "rece_masks": R * N * V / UNIT}
     return hashing | {"rece_product": R * N * near * D / UNIT, "rece_earlier": R * (R - 1) * N * near / UNIT}
