@@ -51,11 +51,35 @@ Only = Mapping[str, Sequence[str]]
 """File -> commits whose rows count."""
 
 
+CASES = {
+    "training.csv": ("loss", "batch_size", "keys"),
+    "losses.csv": ("loss", "setting", "shape", "dtype"),
+    "studies_times.csv": ("study", "configuration"),
+    "evaluation.csv": ("n_users", "n_items", "memory_bytes", "lists"),
+}
+"""What tells a file's cases apart."""
+
+
 def read(name: str, only: Only | None = None) -> list[dict[str, str]]:
-    """Rows of the card. only: of those commits alone, so that later rows do not change an earlier fit."""
+    """Rows of the card by kernels, of each case the last. only: of those commits alone, so that later rows do not
+    change an earlier fit."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     with (RESULTS / name).open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["gpu"] == CARD]
-    return [row for row in rows if only is None or row["commit"] in only[name]]
+        for row in csv.DictReader(file):
+            if row["gpu"] == CARD and _counts(name, row) and (only is None or row["commit"] in only[name]):
+                found[tuple(row[key] for key in CASES[name])] = row
+    return list(found.values())
+
+
+def _counts(name: str, row: Mapping[str, str]) -> bool:
+    match name:
+        case "losses.csv":
+            return row["who"] == "fused" and row["inputs"] == "random" and bool(row["graph_ms"])
+        case "evaluation.csv":
+            return row["kernels"] == "True"
+        case "studies_times.csv":
+            return row["kernels"] == "fused" and row["study"] == "nowplaying"
+    return row["kernels"] == "fused"
 
 
 def fit(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
@@ -103,11 +127,9 @@ def loss_of(name: str, keys: Mapping[str, Any]) -> config.Loss:
 
 
 def alone(only: Only | None) -> list[tuple[config.Loss, Row]]:
-    """The losses by themselves; a case that was timed again counts as it was last."""
-    found: dict[tuple[str, str], tuple[config.Loss, Row]] = {}
+    """The losses by themselves."""
+    found = []
     for row in read("losses.csv", only):
-        if row["who"] != "fused" or row["inputs"] != "random" or not row["graph_ms"]:
-            continue
         given = dict(word.split("=") for word in row["setting"].split())
         N, V = int(row["n_positions"]), int(row["n_items"])
         name, keys = row["loss"], {}
@@ -130,16 +152,14 @@ def alone(only: Only | None) -> list[tuple[config.Loss, Row]]:
         loss = loss_of(name, keys)
         step = Step(users, N, int(row["width"]), V, 2)
         label = f"{row['loss']} {row['setting']} {row['shape']}"
-        found[label, row["dtype"]] = (loss, Row(label, epoch_time.loss_terms(loss, step), float(row["graph_ms"])))
-    return list(found.values())
+        found.append((loss, Row(label, epoch_time.loss_terms(loss, step), float(row["graph_ms"]))))
+    return found
 
 
 def in_training(only: Only | None) -> list[tuple[config.Loss, Row, Row]]:
-    """(loss, what the loss adds to a step, the step without it); a case that was timed again counts as it was last."""
-    found: dict[str, tuple[config.Loss, Row, Row]] = {}
+    """(loss, what the loss adds to a step, the step without it)."""
+    found = []
     for row in read("training.csv", only):
-        if row["kernels"] != "fused":
-            continue
         keys = {key: json.loads(value.lower()) for key, value in (word.split("=") for word in row["keys"].split())}
         loss, batch = loss_of(row["loss"], keys), int(row["batch_size"])
         step = Step(batch, batch * TRAINING["positions"] / TRAINING["users"], 64, TRAINING["items"], 2)
@@ -147,8 +167,8 @@ def in_training(only: Only | None) -> list[tuple[config.Loss, Row, Row]]:
         bare = float(row["without_loss_ms"])
         terms = _bare(loss, step)
         added = Row(label, epoch_time.loss_terms(loss, step), float(row["step_ms"]) - bare)
-        found[label] = (loss, added, Row(f"{label}, no loss", terms, bare))
-    return list(found.values())
+        found.append((loss, added, Row(f"{label}, no loss", terms, bare)))
+    return found
 
 
 def _bare(loss: config.Loss, step: Step) -> dict[str, float]:
@@ -163,10 +183,9 @@ def studied(only: Only | None) -> list[tuple[config.Loss, Step, str, float]]:
     steps = -(-users // batch)
     step = Step(users / steps, NOWPLAYING["positions"] / steps, 64, NOWPLAYING["items"], 2)
     for row in read("studies_times.csv", only):
-        if row["study"] == "nowplaying" and row["kernels"] == "fused":
-            keys = json.loads(row["run"])["loss"]
-            loss = loss_of(keys.pop("name"), keys)
-            found.append((loss, step, f"nowplaying {row['configuration']}", 1e3 * float(row["epoch_s"]) / steps))
+        keys = json.loads(row["run"])["loss"]
+        loss = loss_of(keys.pop("name"), keys)
+        found.append((loss, step, f"nowplaying {row['configuration']}", 1e3 * float(row["epoch_s"]) / steps))
     return found
 
 
@@ -222,34 +241,18 @@ def made(only: Only | None = None) -> dict[str, Any]:
         "encoder": encoder,
         "losses": losses,
         "evaluation": ranking,
-        "start_s": round(
-            statistics.median(
-                float(row["first_step_s"]) for row in read("training.csv", only) if row["kernels"] == "fused"
-            ),
-            3,
-        ),
+        "start_s": round(statistics.median(float(row["first_step_s"]) for row in read("training.csv", only)), 3),
         "errors": told_errors,
         "epoch_errors": all_errors,
         "range": {"items": [60_416, 1_000_001], "blocks": 2, "rounds": MOST_ROUNDS, "model": "sasrec"},
-        "rows": {name: sorted({row["commit"] for row in read(name, only) if _used(name, row)}) for name in FILES},
+        "rows": {name: sorted({row["commit"] for row in read(name, only)}) for name in CASES},
     }
-
-
-FILES = ("training.csv", "losses.csv", "studies_times.csv", "evaluation.csv")
-
-
-def _used(name: str, row: Mapping[str, str]) -> bool:
-    if name == "losses.csv":
-        return row["who"] == "fused" and row["inputs"] == "random"
-    return row["kernels"] == ("True" if name == "evaluation.csv" else "fused")
 
 
 def evaluated(only: Only | None) -> dict[str, list[Row]]:
     """Evaluations of users' ranks and of their lists, by kernels where there are any, at every budget of memory."""
     found: dict[str, list[Row]] = {"ranks": [], "lists": []}
     for row in read("evaluation.csv", only):
-        if row["kernels"] != "True":
-            continue
         users, items, memory = (int(row[key]) for key in ("n_users", "n_items", "memory_bytes"))
         lists = row["lists"] == "True"
         history, k = min(float(row["history"]), 200.0), epoch_time.LISTED if lists else 0

@@ -201,20 +201,23 @@ def loss_terms(loss: config.Loss, step: Step) -> dict[str, float]:
 
 
 def _rece(loss: config.Rece, step: Step) -> dict[str, float]:
-    """Every round reads the table and sorts ids, then walks over its windows and looks back at the rounds before it; or
-    every pair is scored once."""
+    """Every round reads states and table and hashes them, then walks over its windows and looks back at the rounds
+    before it; or every pair is scored once."""
     N, D, V, R = step.positions, step.width, step.items, loss.rounds
-    n_chunks = loss.n_buckets // loss.buckets_per_chunk
-    near = V / n_chunks * (1 + 2 * loss.n_extra_chunks)
+    n_chunks, windows = loss.n_buckets // loss.buckets_per_chunk, 1 + 2 * loss.n_extra_chunks
+    near = N * min(V, V / n_chunks * windows)
     hashing = {
-        "rece_rounds": float(R),
-        "rece_ids": R * (N + V) / UNIT,
-        "rece_read": R * V * D / UNIT,
+        "rece_states": R * N * D / UNIT,
+        "rece_items": R * V * D / UNIT,
         "rece_hash": R * (N + V) * loss.n_buckets * D / UNIT,
     }
     if scores_every_pair(R, n_chunks, loss.n_extra_chunks):
         return hashing | {"rece_pairs": N * V * D / UNIT, "rece_masks": R * N * V / UNIT}
-    return hashing | {"rece_product": R * N * near * D / UNIT, "rece_earlier": R * (R - 1) * N * near / UNIT}
+    return hashing | {
+        "rece_windows": R * V * windows * D / UNIT,
+        "rece_near": R * near / UNIT,
+        "rece_earlier": R * (R - 1) * near / UNIT,
+    }
 
 
 def scores_every_pair(rounds: int, n_chunks: int, reach: int) -> bool:
