@@ -2,27 +2,33 @@
 
 A cell's memory is known before its first epoch, so it competes only with cells that use no more. At rungs grace, grace
 x rung_factor, grace x rung_factor^2, ... its deficit is worked out: the best value that such a rival recorded at the
-same rung, over its own (1 on the current front). Above 1 + margin it is dominated and stops, unless it is the best of
-its half-octave of memory so far; else it pauses and leaves its worker to another cell. When no new cell is left to
-start, paused cells are promoted, from their checkpoints, lowest rung and smallest deficit first: those whose deficit,
-now against everybody, is within the margin and among the smallest `keep` of their half-octave. A cell on the current
-front is always among them, and so is the best of a half-octave. The margin shrinks from rung to rung.
+same rung, over its own (1 on the current front). Above 1 + margin it is dominated and stops, unless it leads its kin
+so far: is the best of its half-octave of memory, of its loss, or of its batch size. Else it pauses and leaves its
+worker to another cell. When no new cell is left to start, paused cells are promoted, from their checkpoints, lowest
+rung and smallest deficit first: those whose deficit, now against everybody, is within the margin and among the smallest
+`keep` of their half-octave. A cell on the current front is always among them, and so is whoever leads its kin: large
+batches learn slowly, and a sweep over losses is to end with a result of each. The margin shrinks from rung to rung.
 
 Replicates are raced. A configuration starts with its first seed; each further one is for configurations that could be
-on the front, by their mean over the seeds that they and their rival both have. At rungs, first seeds are compared with
-first seeds, second with second.
+on the front, or that are the best of their loss, by their mean over the seeds that they and their rival both have. At
+rungs, first seeds are compared with first seeds, second with second.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweeps.cells import Cell
+from sweeps.race import Race
 from sweeps.verdicts import GO_ON, Verdict
+
+NO_FURTHER_SEED = (
+    "pareto_asha: its configuration's first seeds are neither near the front nor the best of its loss, "
+    "or gave no result"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Settings:
     race: bool = True
     """False: every seed of a configuration is a new cell from the start."""
     guard: bool = True
-    """Whether the best of a half-octave passes though cells of less memory are better."""
+    """Whether who leads its kin passes though cells of less memory are better."""
 
 
 @dataclass
@@ -54,13 +60,13 @@ class Rung:
     """The current front: memory and value, both strictly ascending."""
     strata: dict[int, dict[str, float]] = field(default_factory=dict)
     """Half-octave of memory -> cell_key -> value."""
-    top: dict[int, float] = field(default_factory=dict)
-    """The largest value of each half-octave."""
+    top: dict[tuple[str, int | str], float] = field(default_factory=dict)
+    """The largest value of each kin."""
 
     def add(self, cell: Cell, value: float) -> None:
-        group = stratum(cell)
-        self.strata.setdefault(group, {})[cell.cell_key] = value
-        self.top[group] = max(value, self.top.get(group, -math.inf))
+        self.strata.setdefault(stratum(cell), {})[cell.cell_key] = value
+        for name in kin(cell):
+            self.top[name] = max(value, self.top.get(name, -math.inf))
         memory = cell.predicted_bytes
         place = bisect.bisect_right(self.memory, memory)
         if place and self.best[place - 1] >= value:
@@ -78,13 +84,19 @@ class Rung:
         return self.best[place - 1] / value if value > 0 else math.inf
 
     def leads(self, cell: Cell, value: float) -> bool:
-        """Whether nobody of the cell's half-octave has more."""
-        return value >= self.top.get(stratum(cell), -math.inf)
+        """Whether nobody of one of the cell's kins has more."""
+        return any(value >= self.top.get(name, -math.inf) for name in kin(cell))
 
 
 def stratum(cell: Cell) -> int:
     """The cell's half-octave of memory."""
     return math.floor(2 * math.log2(max(1, cell.predicted_bytes)))
+
+
+def kin(cell: Cell) -> tuple[tuple[str, int | str], ...]:
+    """The groups within which a cell is also compared."""
+    run = cell.run
+    return ("memory", stratum(cell)), ("loss", run.loss.name), ("batch size", run.train.batch_size)
 
 
 class ParetoAsha:
@@ -242,8 +254,19 @@ class ParetoAsha:
                 found.append(cell)
         if not found:
             return []
-        race = Race(self._results())
-        return [cell for cell in found if race.could_be_on_the_front(cell, self.margin(self.end))]
+        results, of_loss = self._results(), {}
+        race = Race(results)
+        for name in {self._loss(cell.configuration_key) for cell in found}:
+            of_loss[name] = Race({key: (0, had) for key, (_, had) in results.items() if self._loss(key) == name})
+        return [
+            cell
+            for cell in found
+            if race.could_be_on_the_front(cell, self.margin(self.end))
+            or of_loss[self._loss(cell.configuration_key)].could_be_on_the_front(cell, 0.0)
+        ]
+
+    def _loss(self, configuration_key: str) -> str:
+        return self.cells[self.replicates[configuration_key][0]].run.loss.name
 
     def _results(self) -> dict[str, tuple[int, dict[int, float]]]:
         """Configuration -> (memory, replicate -> result)."""
@@ -261,50 +284,13 @@ class ParetoAsha:
             level = self.paused.get(cell.cell_key)
             if level is None:
                 if last:
-                    found.append(
-                        (cell, "pareto_asha: its configuration's first seeds are not near the front, or gave no result")
-                    )
+                    found.append((cell, NO_FURTHER_SEED))
                 continue
             rung, value, margin = self._rung(cell, level), self.values[cell.cell_key][level], self.margin(level)
             deficit = rung.deficit(cell, value)
             if last or (deficit > 1 + margin and not self._leads(rung, cell, value)):
                 found.append((cell, self._reason(level, value, deficit, margin)))
         return found
-
-
-class Race:
-    """Whose further replicates are worth a training: configurations against all others, over the replicates that both
-    have. results: configuration -> (memory, replicate -> result)."""
-
-    def __init__(self, results: dict[str, tuple[int, dict[int, float]]]) -> None:
-        self._results = results
-        self._groups: dict[frozenset[int], list[tuple[int, dict[int, float]]]] = {}
-        """By the replicates that they have, which are few sets."""
-        for memory, values in results.values():
-            self._groups.setdefault(frozenset(values), []).append((memory, values))
-        self._fronts: dict[tuple[frozenset[int], frozenset[int]], tuple[list[int], list[float]]] = {}
-
-    def could_be_on_the_front(self, cell: Cell, margin: float) -> bool:
-        """Whether no rival of no more memory is better by more than the margin, which shrinks as both have more."""
-        own = self._results[cell.configuration_key][1]
-        for group in self._groups:
-            shared = group.intersection(own)
-            if not shared:
-                continue
-            memory, best = self._front(group, shared)
-            place = bisect.bisect_right(memory, cell.predicted_bytes)
-            allowed = (1 + margin / math.sqrt(len(shared))) * math.fsum(own[i] for i in shared)
-            if place and best[place - 1] > allowed:
-                return False
-        return True
-
-    def _front(self, group: frozenset[int], shared: frozenset[int]) -> tuple[list[int], list[float]]:
-        """(memory, ascending; best sum of the shared results up to there) of a group."""
-        if (group, shared) not in self._fronts:
-            members = sorted((memory, math.fsum(values[i] for i in shared)) for memory, values in self._groups[group])
-            best = list(itertools.accumulate((total for _, total in members), max))
-            self._fronts[group, shared] = [memory for memory, _ in members], best
-        return self._fronts[group, shared]
 
 
 def _short_by(deficit: float) -> str:

@@ -3,7 +3,8 @@
 What a rule is worth: epochs spent, wall time, and how much of the front of memory and quality it leaves. A front cell
 is a configuration that no other beats (no more memory, no less quality, better in one); it is kept if at least one of
 its cells ran to its end. The hypervolume is that of quality against log memory, from the largest memory x 1.01. Both
-are measured with what the whole source says of a configuration, so that no rule gains by luck of the seed.
+are measured with what the whole source says of a configuration, so that no rule gains by luck of the seed. Beside them,
+for who compares losses: how good the best kept configuration of each loss is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -48,6 +49,9 @@ class Spent:
     wall_s: float
     front: float
     hypervolume: float
+    losses: float
+    """Mean over the losses: quality of the best configuration that was kept over that of the best there is; a loss that
+    lost all of them counts 0."""
 
 
 Point = tuple[float, float]
@@ -141,7 +145,21 @@ def judge(source: Sequence[Recorded], finished: Iterable[str], epochs: int, wall
         wall_s=wall_s,
         front=len(on_front & kept) / len(on_front),
         hypervolume=hypervolume((points[key] for key in kept), reference) / whole if whole else 1.0,
+        losses=fmean(_best(of_loss, points, kept) for of_loss in _by_loss(groups).values()),
     )
+
+
+def _by_loss(groups: Mapping[str, Sequence[Recorded]]) -> dict[str, list[str]]:
+    """Loss -> configurations."""
+    found: dict[str, list[str]] = {}
+    for key, group in groups.items():
+        found.setdefault(group[0].cell.run.loss.name, []).append(key)
+    return found
+
+
+def _best(keys: Sequence[str], points: Mapping[str, Point], kept: Collection[str]) -> float:
+    best = max(points[key][1] for key in keys)
+    return max((points[key][1] for key in keys if key in kept), default=0.0) / best if best > 0 else 1.0
 
 
 def front(points: dict[str, Point]) -> set[str]:

@@ -215,11 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for text, by_set in results.items():
         print(f"\n{text}")
-        print(f"{'':16}{'cells':>6}{'epochs':>9}{'wall h':>9}{'front':>9}{'hypervolume':>13}")
+        print(f"{'':16}{'cells':>6}{'epochs':>9}{'wall h':>9}{'front':>9}{'hypervolume':>13}{'losses':>9}")
         for name, spent in by_set.items():
             print(
                 f"{name:16}{cells.get(name, sum(cells.values())):6}{spent.epochs:9.1%}{spent.wall_s / 3600:9.2f}"
-                f"{spent.front:9.1%}{spent.hypervolume:13.2%}"
+                f"{spent.front:9.1%}{spent.hypervolume:13.2%}{spent.losses:9.1%}"
             )
     return 0
 

@@ -31,17 +31,17 @@ EPOCHS = 9
 def cell(number: int, seed: int = 1, gib: float = 1.0, epochs: int = EPOCHS) -> Cell:
     tree: dict[str, Any] = {
         "data": {"path": "x"},
-        "model": {"name": "sasrec"},
+        "model": {"name": "sasrec", "max_length": number},
         "loss": {"name": "ce"},
-        "train": {"batch_size": number, "epochs": epochs, "seed": seed},
+        "train": {"epochs": epochs, "seed": seed},
     }
     run = Run.model_validate(tree)
-    parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": number, "train.seed": seed}
+    parameters: dict[str, Any] = {"loss.name": "ce", "model.max_length": number, "train.seed": seed}
     return Cell(*cells.keys(run, "0" * 64), run, parameters, int(gib * 2**30) + number)
 
 
 def value(one: Cell, number: int) -> float:
-    size = one.run.train.batch_size
+    size = one.run.model.max_length
     return 0.1 if size % 4 == 0 else 0.5 + size / 1000 + number / 100 + one.run.train.seed / 1000
 
 
@@ -89,7 +89,7 @@ class Hazards:
             self.held.remove(share)
 
     def train(self, one: Cell, share: float) -> Iterator[Message | None]:
-        key, size = one.cell_key, one.run.train.batch_size
+        key, size = one.cell_key, one.run.model.max_length
         if size % 7 == 0 and self.draw.random() < 0.5:
             yield None
         yield started(self.checkpoints[key], share)
@@ -153,7 +153,7 @@ def test_whatever_happens_every_cell_ends_once_and_nothing_waits_for_ever(
     told = Counter((event["cell_key"], event["epoch"]) for event in events(directory, "epoch"))
     assert set(told.values()) == {1}
     assert max(hazards.trained.values()) == 1, "no epoch is trained twice"
-    sizes = {one.cell_key: one.run.train.batch_size for one in some}
+    sizes = {one.cell_key: one.run.model.max_length for one in some}
     for event in final:
         if event["outcome"] == "oom":
             assert sizes[event["cell_key"]] % 5 == 0, "what fits alone is not out of memory"
@@ -247,7 +247,7 @@ def test_who_is_dismissed_ends_while_others_train_some_at_a_time(tmp_path: Path)
     for one in (*many, best):
         assert feed.next() == one
         launch.message(one.cell_key, started())
-        launch.message(one.cell_key, epoch(1, 1 - one.run.train.batch_size / 100))
+        launch.message(one.cell_key, epoch(1, 1 - one.run.model.max_length / 100))
         feed.over(one.cell_key)
     stopped = []
     for _ in range(4):
@@ -265,7 +265,7 @@ def test_a_limit_leaves_nobody_dismissed_without_an_end(tmp_path: Path) -> None:
 
     def script(one: Cell, share: float) -> Iterator[Message | None]:
         yield started()
-        yield epoch(1, 1 - one.run.train.batch_size / 1000)
+        yield epoch(1, 1 - one.run.model.max_length / 1000)
         yield epoch(2, 1.0)
         yield ended("done", 2)
 
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_when_a_dismissal_is_written_ends_the_launch(
     for one in (worse, better):
         assert feed.next() == one
         launch.message(one.cell_key, started())
-        launch.message(one.cell_key, epoch(1, 1 - one.run.train.batch_size / 100))
+        launch.message(one.cell_key, epoch(1, 1 - one.run.model.max_length / 100))
         feed.over(one.cell_key)
     assert feed.next() == better
 

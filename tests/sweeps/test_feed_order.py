@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 from sweeps import replay, stopping
 from sweeps.cells import Cell
 from sweeps.feed import STUCK_S, WINDOW, Feed
-from sweeps.pareto_asha import ParetoAsha, Race
+from sweeps.pareto_asha import ParetoAsha
+from sweeps.race import Race
 from sweeps.replay import Recorded
 from sweeps.spec import SchedulerSpec
 from sweeps.verdicts import Rule, Verdict

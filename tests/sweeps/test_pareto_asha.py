@@ -9,29 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from seqrec.config import Run
-from sweeps import cells
 from sweeps.cells import Cell
-from sweeps.pareto_asha import ParetoAsha, Rung, Settings, stratum
+from sweeps.pareto_asha import ParetoAsha, Rung, stratum
 from sweeps.verdicts import Verdict
-
-MIB = 2**20
-
-
-def cell(number: int, memory: int = 100, seed: int = 1, epochs: int = 27) -> Cell:
-    tree: dict[str, Any] = {
-        "data": {"path": "x"},
-        "model": {"name": "sasrec"},
-        "loss": {"name": "ce"},
-        "train": {"batch_size": number, "seed": seed, "epochs": epochs},
-    }
-    run = Run.model_validate(tree)
-    parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": number, "train.seed": seed}
-    return Cell(*cells.keys(run, "0" * 64), run, parameters, memory * MIB)
-
-
-def rule(some: list[Cell], **changes: Any) -> ParetoAsha:
-    return ParetoAsha(Settings(**{"keep": 1.0, "margin": 0.1, "last_margin": 0.1, **changes}), some)
+from tests.sweeps.rivals import cell, rule
 
 
 def test_rungs_are_spaced_and_end_before_the_last_epoch() -> None:
@@ -93,6 +74,34 @@ def test_the_best_of_a_half_octave_waits_though_it_is_dominated() -> None:
     unguarded = rule([small, large, larger], guard=False)
     unguarded.record(small, 1, 0.9)
     assert unguarded.record(large, 1, 0.2).stop
+
+
+def test_the_best_of_a_loss_waits_though_it_is_dominated() -> None:
+    """A comparison of losses needs a result of each, and losses learn at different speeds."""
+    quick, slow, slower = cell(1), cell(2, memory=101, loss="cce"), cell(3, memory=101, loss="cce")
+    one = rule([quick, slow, slower])
+    one.record(quick, 1, 0.9)
+    assert one.record(slow, 1, 0.2).pause
+    assert one.record(slower, 1, 0.1).stop
+    assert one.eligible([slow]) == [slow]
+    assert rule([quick, slow], guard=False).record(slow, 1, 0.2).pause, "no rival yet"
+
+
+def test_the_best_of_a_batch_size_waits_though_it_is_dominated() -> None:
+    quick, slow, slower = cell(1), cell(2, memory=101, batch=512), cell(3, memory=101, batch=512)
+    one = rule([quick, slow, slower])
+    one.record(quick, 1, 0.9)
+    assert one.record(slow, 1, 0.2).pause
+    assert one.record(slower, 1, 0.1).stop
+
+
+def test_who_leads_its_kin_no_longer_is_dismissed() -> None:
+    quick, slow, better = cell(1), cell(2, memory=101, loss="cce"), cell(3, memory=102, loss="cce")
+    one = rule([quick, slow, better])
+    for each, value in ((slow, 0.2), (better, 0.3), (quick, 0.9)):
+        one.record(each, 1, value)
+    assert one.eligible([quick, slow, better]) == [quick, better]
+    assert [each for each, _ in one.dismissed([slow, better], last=False)] == [slow]
 
 
 def test_half_octaves() -> None:
@@ -166,62 +175,6 @@ def test_without_promotion_nothing_waits() -> None:
     assert one.record(some[0], 1, 0.5) == Verdict()
     assert one.record(some[1], 1, 0.48) == Verdict()
     assert one.record(some[2], 1, 0.4).stop
-
-
-# ----------------------------------------------------------------------------------------------------------- replicates
-
-
-def finish(one: ParetoAsha, each: Cell, value: float) -> None:
-    one.started(each)
-    one.ended(each, value)
-
-
-def test_further_seeds_are_for_configurations_that_could_be_on_the_front() -> None:
-    good, near, bad = ([cell(n, memory=100 + n, seed=seed) for seed in (1, 2, 3)] for n in (1, 2, 3))
-    one = rule([*good, *near, *bad])
-    waiting = [*good, *near, *bad]
-    assert one.eligible(waiting) == [good[0], near[0], bad[0]]
-    for each, value in ((good[0], 0.50), (near[0], 0.46), (bad[0], 0.40)):
-        finish(one, each, value)
-    assert one.eligible([*good[1:], *near[1:], *bad[1:]]) == [good[1], near[1]]
-    # Over two seeds the margin is 0.1 / sqrt(2): 7.1 %. In the mean, near is 8.7 % behind; its second seed is paired.
-    finish(one, good[1], 0.50)
-    finish(one, near[1], 0.46)
-    assert one.eligible([good[2], near[2], *bad[1:]]) == [good[2]]
-    told = one.dismissed([near[2], *bad[1:]], last=True)
-    assert [each for each, _ in told] == [near[2], *bad[1:]]
-
-
-def test_without_a_race_all_seeds_start_at_once_and_meet_their_own_kind() -> None:
-    first, second, rival = cell(1, memory=101), cell(1, memory=101, seed=2), cell(2, memory=100)
-    one = rule([first, second, rival], race=False)
-    assert one.eligible([first, second, rival]) == [first, second, rival]
-    finish(one, rival, 0.9)
-    assert one.record(second, 1, 0.1).pause, "the rival has no second seed"
-    assert one.record(first, 1, 0.1).stop, "the rival is far better"
-
-
-def test_further_seeds_wait_until_every_first_one_has_its_end_or_its_turn() -> None:
-    first, second, rival = cell(1, memory=101), cell(1, memory=101, seed=2), cell(2, memory=102)
-    one = rule([first, second, rival])
-    assert one.record(rival, 1, 0.5).pause
-    finish(one, first, 0.5)
-    assert one.eligible([second, rival]) == [rival]
-    finish(one, rival, 0.5)
-    assert one.eligible([second]) == [second]
-
-
-def test_seeds_are_compared_in_pairs() -> None:
-    """A second seed that is lucky for everybody makes no first seed look bad."""
-    one_seed, two = cell(1, memory=101), [cell(2, memory=100, seed=seed) for seed in (1, 2)]
-    again, third, single = cell(1, memory=101, seed=2), cell(1, memory=101, seed=3), cell(3, memory=100)
-    one = rule([one_seed, again, third, *two, single])
-    for each, value in ((one_seed, 0.30), (two[0], 0.30), (two[1], 0.90)):
-        finish(one, each, value)
-    assert one.eligible([again]) == [again]
-    finish(one, single, 0.31)
-    finish(one, again, 0.89)
-    assert one.eligible([third]) == [third], "a rival with one seed is met on that one alone"
 
 
 # ----------------------------------------------------------------------------------------------------------- properties

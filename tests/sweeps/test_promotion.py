@@ -33,16 +33,16 @@ STATISTICS = Statistics("beauty", "0" * 64, 10, 100, 20, 10, ((10, 10),))
 SPEC = SchedulerSpec(name="pareto_asha", shuffle_seed=None)
 
 
-def cell(batch_size: int, seed: int = 1) -> Cell:
+def cell(number: int, seed: int = 1) -> Cell:
     tree: dict[str, Any] = {
         "data": {"path": "amazon_beauty_5core"},
-        "model": {"name": "sasrec"},
+        "model": {"name": "sasrec", "max_length": number},
         "loss": {"name": "ce"},
-        "train": {"batch_size": batch_size, "epochs": EPOCHS, "seed": seed},
+        "train": {"epochs": EPOCHS, "seed": seed},
     }
     run = Run.model_validate(tree)
-    parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": batch_size, "train.seed": seed}
-    return Cell(*cells.keys(run, "0" * 64), run, parameters, 2**30 + batch_size)
+    parameters: dict[str, Any] = {"loss.name": "ce", "model.max_length": number, "train.seed": seed}
+    return Cell(*cells.keys(run, "0" * 64), run, parameters, 2**30 + number)
 
 
 CELLS = [cell(size, seed) for size in range(1, 9) for seed in (1, 2)]
@@ -50,7 +50,7 @@ CELLS = [cell(size, seed) for size in range(1, 9) for seed in (1, 2)]
 
 def quality(one: Cell, epoch: int) -> float:
     """Cells of more memory are better, but for three: two are hopeless, and one shows it only at the second rung."""
-    size = one.run.train.batch_size
+    size = one.run.model.max_length
     if size in (4, 5):
         return 0.1
     if size == 6 and epoch >= 3:
@@ -193,7 +193,7 @@ def test_the_driver_promotes_lower_rungs_first_and_starts_replicates_last(
     _no_ray(monkeypatch, workers)
     plan = Plan(tuple(CELLS), 0, (), (), STATISTICS, "somewhere.parquet")
     assert execute.run(space(SPEC), plan, Options(storage=tmp_path, no_tracking=True, quiet=True)) == 0
-    sizes = [(one.run.train.batch_size, one.run.train.seed) for one in workers.order]
+    sizes = [(one.run.model.max_length, one.run.train.seed) for one in workers.order]
     assert sizes[:8] == [(size, 1) for size in range(1, 9)]
     first = [size for size, seed in sizes if seed == 1]
     assert Counter(first) == {1: 3, 2: 3, 3: 3, 4: 1, 5: 1, 6: 2, 7: 3, 8: 3}

@@ -24,16 +24,22 @@ HEAD = ",".join(simulate.COLUMNS)
 
 
 def recorded(
-    number: int, quality: float, *, memory: float = 1.0, seconds: Sequence[float] = (1.0,) * 27, seed: int = 1
+    number: int,
+    quality: float,
+    *,
+    memory: float = 1.0,
+    seconds: Sequence[float] = (1.0,) * 27,
+    seed: int = 1,
+    loss: str = "ce",
 ) -> Recorded:
     tree: dict[str, Any] = {
         "data": {"path": "x"},
-        "model": {"name": "sasrec"},
-        "loss": {"name": "ce"},
-        "train": {"batch_size": number, "epochs": 27, "seed": seed},
+        "model": {"name": "sasrec", "max_length": number},
+        "loss": {"name": loss},
+        "train": {"epochs": 27, "seed": seed},
     }
     run = Run.model_validate(tree)
-    parameters: dict[str, Any] = {"loss.name": "ce", "train.batch_size": number, "train.seed": seed}
+    parameters: dict[str, Any] = {"loss.name": "ce", "model.max_length": number, "train.seed": seed}
     cell = Cell(*cells.keys(run, "0" * 64), run, parameters, round(memory * 2**30))
     return Recorded(cell, quality, memory, tuple(seconds))
 
@@ -50,6 +56,13 @@ def test_under_fifo_everything_runs_and_the_wall_time_is_that_of_the_workers() -
     assert (epochs, wall_s) == (4 * 27, 2 * 27.0)
     uneven = [recorded(1, 0.1, seconds=(10.0,)), recorded(2, 0.1, seconds=(2.0, 3.0)), recorded(3, 0.1, seconds=(4.0,))]
     assert run(uneven, "fifo", workers=3) == ({each.cell.cell_key for each in uneven}, 4, 10.0)
+
+
+def test_what_is_kept_of_each_loss() -> None:
+    source = [recorded(1, 0.5), recorded(2, 0.4, memory=2.0, loss="cce"), recorded(3, 0.1, loss="cce")]
+    keys = [each.cell.cell_key for each in source]
+    told = [replay.judge(source, kept, 1, 1.0).losses for kept in (keys, keys[:1], [keys[0], keys[2]], keys[1:])]
+    assert told == pytest.approx([1.0, 0.5, (1 + 0.25) / 2, 0.5])
 
 
 def test_a_dominated_cell_is_stopped_at_the_first_rung_and_its_worker_is_free() -> None:
@@ -153,7 +166,7 @@ def test_a_sweep_that_ran_is_replayed_with_its_own_curves_and_times(
     assert simulate.main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cells"] == {"x": 2}
-    assert told["stoppers"]["fifo"]["mean"] == {"epochs": 1.0, "wall_s": 15.0, "front": 1.0, "hypervolume": 1.0}
+    assert told["stoppers"]["fifo"]["mean"] == {"epochs": 1.0, "wall_s": 15.0, "front": 1.0, "hypervolume": 1.0, "losses": 1.0}
     assert told["stoppers"]["dominance"]["x"]["front"] == 1.0
     assert simulate.main(arguments) == 0
     assert "100.00%" in capsys.readouterr().out
