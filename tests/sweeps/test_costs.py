@@ -65,9 +65,9 @@ def test_ashas_law_is_what_its_rungs_leave(grace: int, factor: float, epochs: in
 
 
 def test_pareto_asha_is_priced_as_the_published_cells_were() -> None:
-    """27 epochs with rungs at 1, 3 and 9: 31.4 % (docs/results/stopping.md); other margins: nobody knows."""
+    """27 epochs with rungs at 1, 3 and 9: 32.7 % (docs/results/stopping.md); other margins: nobody knows."""
     usual = SchedulerSpec(name="pareto_asha")
-    assert pace.expected_epochs(usual, 27) / 27 == pytest.approx(0.314, abs=5e-4)
+    assert pace.expected_epochs(usual, 27) / 27 == pytest.approx(0.327, abs=5e-4)
     assert pace.expected_epochs(usual, 1) == 1
     assert math.isnan(pace.expected_epochs(SchedulerSpec(name="pareto_asha", margin=0.3), 27))
     assert math.isnan(pace.expected_epochs(SchedulerSpec(name="dominance"), 27))

@@ -123,9 +123,15 @@ def test_names_are_folders_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *OWN])
-def test_documented_grids_run_whole(name: str) -> None:
+def test_documented_grids_run_without_limits_and_stop_along_the_front_alone(name: str) -> None:
+    """Single best configurations and an ablation, of which every cell is an answer, train to their ends."""
     read = load(name)
-    assert read.scheduler.name == "fifo"
+    whole = name.startswith("presets/") or name == "sce_paper/ablation.yaml"
+    assert read.scheduler.name == ("fifo" if whole else "pareto_asha")
+    assert whole or read.scheduler.grace_epochs == (
+        3 if max(cell.run.train.epochs for cell in space.plan(read, beauty()).cells) >= 40 else 1
+    )
+    assert whole or "scheduler.name=fifo" in read.text
     assert read.budget == spec.Budget()
     assert read.data == Data(path="amazon_beauty_5core", split="leave_one_out")
 
@@ -143,7 +149,7 @@ def test_the_quickstart_is_small_varied_and_stopped_early() -> None:
     plan = space.plan(read, beauty())
     assert len(plan.cells) >= 12
     assert len({cell.run.loss.name for cell in plan.cells}) >= 4
-    assert read.scheduler.name == "asha"
+    assert read.scheduler.name == "pareto_asha"
     assert not plan.infeasible
     assert f"{len(plan.cells)} short trainings" in read.text
 

@@ -166,7 +166,13 @@ def test_a_sweep_that_ran_is_replayed_with_its_own_curves_and_times(
     assert simulate.main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cells"] == {"x": 2}
-    assert told["stoppers"]["fifo"]["mean"] == {"epochs": 1.0, "wall_s": 15.0, "front": 1.0, "hypervolume": 1.0, "losses": 1.0}
+    assert told["stoppers"]["fifo"]["mean"] == {
+        "epochs": 1.0,
+        "wall_s": 15.0,
+        "front": 1.0,
+        "hypervolume": 1.0,
+        "losses": 1.0,
+    }
     assert told["stoppers"]["dominance"]["x"]["front"] == 1.0
     assert simulate.main(arguments) == 0
     assert "100.00%" in capsys.readouterr().out
