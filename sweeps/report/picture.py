@@ -44,12 +44,26 @@ def draw(facts: Facts, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(
-            loc="outside upper left", ncols=10, frameon=False, handlelength=1.2, handletextpad=0.5, columnspacing=1.4
-        )
+        _legend(figure)
     else:
         axes.text(0.5, 0.5, "no complete cell yet", transform=axes.transAxes, ha="center", color="#666666")
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _legend(figure: Figure) -> None:
+    """In as many columns as the picture is wide for."""
+    for columns in range(10, 0, -1):
+        legend = figure.legend(
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            handlelength=1.2,
+            handletextpad=0.5,
+            columnspacing=1.4,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _draw_loss(axes: Axes, facts: Facts, loss: str, right: float) -> None:
