@@ -164,7 +164,9 @@ def _work(
     ):
         if options.address and not options.mirror and (blind := cluster.blind_nodes(directory)):
             print(f"note: {directory} is not the same folder on {', '.join(blind)}. {UNSHARED}", file=sys.stderr)
-        remaining.check_kind(spec, options, taken, cluster.on_gpus(spec.resources, options.address))
+        on_gpus = cluster.on_gpus(spec.resources, options.address)
+        remaining.check_kind(spec, options, taken, on_gpus)
+        remaining.check_same_kind(spec, launch.ledger.state.cells.values(), on_gpus)
         shares, smallest = _gpu_shares(spec, launch, todo, options.address)
         cluster.check(spec.resources.cpus_per_trial, max((share or 0.0 for share in shares.values()), default=0.0))
         launch.budget.shares = shares

@@ -226,7 +226,7 @@ class Launch:
         self._introduce(cell)
         state = self._state(cell_key)
         epochs = state.epochs if epochs is None else epochs
-        share = self.budget.shares.get(cell_key) or state.gpu_share
+        share = self.budget.shares.get(cell_key) or state.gpu_share or 0.0
         alone = outcome is Outcome.OOM and 0 < share < 1
         if alone:
             outcome, reason = Outcome.INTERRUPTED, outcomes.shared_oom(share, reason)

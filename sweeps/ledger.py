@@ -81,8 +81,8 @@ class CellState:
     label: str
     attempt: int = 0
     """Attempts started so far."""
-    gpu_share: float = 0.0
-    """Part of a GPU that the last attempt was given; 0 on CPU, and in ledgers that did not say."""
+    gpu_share: float | None = None
+    """Part of a GPU that the last attempt was given; 0 on CPU, None in ledgers that did not say."""
     alone: bool = False
     """It ran out of memory on a part of a GPU: from now on it gets a whole one."""
     running: bool = False
@@ -173,7 +173,7 @@ class State:
             case "start":
                 cell = self.cells[event["cell_key"]]
                 cell.attempt, cell.running = event["attempt"], True
-                cell.gpu_share = event.get("gpu_share", 0.0)
+                cell.gpu_share = event.get("gpu_share")
             case "epoch":
                 self._apply_epoch(self.cells[event["cell_key"]], event)
             case "reuse":

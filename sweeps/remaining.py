@@ -12,6 +12,7 @@ from seqrec.errors import UserError, message
 from sweeps import placement, reuse
 from sweeps.budget import HOUR_S, Budget
 from sweeps.cells import Cell
+from sweeps.ledger import CellState
 from sweeps.options import Options
 from sweeps.outcomes import Outcome
 from sweeps.reuse import Found
@@ -40,6 +41,20 @@ def check_kind(spec: SweepSpec, options: Options, taken: Collection[str], on_gpu
     law = f"a cluster with GPUs, on which the {len(taken):,} cells that would be taken over were trained"
     hint = "resources.gpus_per_trial: 0 trains all cells on CPUs; --no-reuse takes none over"
     raise UserError(message(f"{spec.source}: resources.gpus_per_trial", spec.resources.gpus_per_trial, law, hint))
+
+
+def check_same_kind(spec: SweepSpec, cells: Iterable[CellState], on_gpus: bool) -> None:
+    """Raises UserError where trials of this launch would run on CPUs and the sweep's earlier ones ran on GPUs, or the
+    other way: numbers, memory and times of both say different things. cells: as the ledger has them; a ledger that did
+    not say where is taken for alike."""
+    trained = [cell for cell in cells if cell.epochs and cell.source is None and cell.gpu_share is not None]
+    others = [cell for cell in trained if bool(cell.gpu_share) != on_gpus]
+    if others:
+        kind = "CPUs" if on_gpus else "GPUs"
+        law = f"trials on {kind}, on which {len(others):,} cells of this sweep were trained"
+        hint = "another name starts a sweep of its own (--set name=...)"
+        got = f"{spec.resources.gpus_per_trial!r}, which is {'GPUs' if on_gpus else 'CPUs'} here"
+        raise UserError(f"{spec.source}: resources.gpus_per_trial: got {got}; expected {law}. hint: {hint}")
 
 
 def to_run(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from seqrec import data
 from seqrec.errors import UserError
-from sweeps import facts, timing
+from sweeps import facts, remaining, timing
 from sweeps.launch import Launch
 from sweeps.options import Options
 from sweeps.outcomes import reason
@@ -89,6 +89,7 @@ def _time(
         log_file=launch.ledger.path.parent / "ray.log",
     ):
         on_gpu = cluster.on_gpus(spec.resources, options.address)
+        remaining.check_same_kind(spec, launch.ledger.state.cells.values(), on_gpu)
         cluster.check(cpus, 1.0 if on_gpu else 0.0)
         begin()
         budget.shares = dict.fromkeys(keys, 1.0 if on_gpu else 0.0)

@@ -158,6 +158,25 @@ def test_cells_of_gpus_are_not_taken_over_into_a_sweep_on_a_cluster_s_cpus(
     assert ray.rounds[2:] == [[1, 2, 3, 4, 5, 6]]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sweep_is_trained_on_gpus_or_on_cpus_and_not_on_both(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """As on a cluster whose GPUs are gone in the evening."""
+    here, there = ("GPUs", "CPUs") if first else ("CPUs", "GPUs")
+    monkeypatch.setattr("sweeps.environment.gpus", lambda: ("a GPU",) if first else ())
+    execute.run(space(resources=AUTO), PLAN, options(tmp_path, limit_trials=2))
+    monkeypatch.setattr("sweeps.environment.gpus", lambda: () if first else ("a GPU",))
+    with pytest.raises(UserError) as refused:
+        execute.run(space(resources=AUTO), PLAN, options(tmp_path))
+    assert str(refused.value) == (
+        f"s.yaml: resources.gpus_per_trial: got 'auto', which is {there} here; expected trials on {here}, on which 2 "
+        "cells of this sweep were trained. hint: another name starts a sweep of its own (--set name=...)"
+    )
+    assert len(ray.rounds) == 1
+    assert execute.run(space(name="t", resources=AUTO), PLAN, options(tmp_path, no_reuse=True)) == 0
+
+
 @pytest.mark.parametrize("gpus", [True, False])
 def test_with_gpus_or_with_nothing_to_train_they_are_taken_over(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, gpus: bool

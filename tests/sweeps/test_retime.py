@@ -95,18 +95,23 @@ def test_each_shared_cell_of_the_front_once(tmp_path: Path, ray: FakeRay, times:
 
 
 @quarter
-@pytest.mark.parametrize("gpus", [True, False])
 def test_on_a_cluster_it_takes_the_hardware_that_the_trials_took(
-    tmp_path: Path, ray: FakeRay, times: Alone, monkeypatch: pytest.MonkeyPatch, gpus: bool
+    tmp_path: Path, ray: FakeRay, times: Alone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[float] = []
     monkeypatch.setattr("sweeps.cluster.blind_nodes", lambda folder: [])
-    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: gpus)
     monkeypatch.setattr("sweeps.cluster.check", lambda cpus, gpus: asked.append(gpus))
+    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: True)
     resources = Resources(gpus_per_trial="auto", retime="front")
-    assert execute.run(space(resources=resources), PLAN, options(tmp_path, address="auto")) == 0
+    far = {"address": "auto"}
+    assert execute.run(space(resources=resources), PLAN, options(tmp_path, **far)) == 0
     assert times.asked == [FRONT]
-    assert (times.settings["on_gpu"], asked[-1]) == (gpus, float(gpus))
+    assert (times.settings["on_gpu"], asked[-1]) == (True, 1.0)
+    assert execute.run(space(name="t", resources=resources), PLAN, options(tmp_path, **far, retime=False)) == 0
+    monkeypatch.setattr("sweeps.cluster.has_gpus", lambda: False)
+    assert execute.run(space(name="t", resources=resources), PLAN, options(tmp_path, **far)) == 0
+    assert times.asked == [FRONT], "and no CPU's times in the place of a GPU's"
+    assert "not timed again: s.yaml: resources.gpus_per_trial: got 'auto', which is CPUs" in capsys.readouterr().err
 
 
 @quarter
