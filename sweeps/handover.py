@@ -27,6 +27,8 @@ EVERY_S = 30.0
 """Between two checkpoints of a training; at most so much of it is lost with its node, and an epoch."""
 LAST_WAIT_S = 60.0
 """How long a trial that stops tries to bring its last checkpoint to a store that does not answer."""
+LAST_TRY_S = 30.0
+"""And how long a try may take that is under way then."""
 SUBJECT = "--storage"
 
 _log = logging.getLogger(__name__)
@@ -77,19 +79,27 @@ class Carried:
         return train
 
     def close(self) -> None:
-        """Bring the last checkpoint if it is needed, and clear the node."""
+        """Bring the last checkpoint if it is needed, and clear the node. A store that neither answers nor fails keeps
+        nobody: a thread of its own waits for it."""
         if self._store is None:
             return
         self._closing.set()
-        if self._thread:
-            self._thread.join()
-        self._look()  # an interruption is written down after its epoch was told
         end = time.monotonic() + LAST_WAIT_S
-        while self.is_needed and not self._send() and time.monotonic() < end:
-            time.sleep(1.0)
+        last = threading.Thread(target=self._bring, args=(end,), name="last checkpoint", daemon=True)
+        last.start()
+        last.join(LAST_WAIT_S + LAST_TRY_S)
+        if last.is_alive():
+            _log.warning("a checkpoint could not be brought to the store (no answer for %.0f s)", LAST_TRY_S)
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     # -------------------------------------------------------------------------------------------------------- inside
+
+    def _bring(self, end: float) -> None:
+        if self._thread:
+            self._thread.join()
+        self._look()  # an interruption is written down after its epoch was told
+        while self.is_needed and not self._send() and time.monotonic() < end:
+            time.sleep(1.0)
 
     def _offer(self, epoch: int) -> None:
         """An epoch has ended, and whatever is written of it before it is told lies there."""

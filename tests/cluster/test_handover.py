@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,34 @@ def test_a_store_that_is_down_costs_epochs_and_no_cell(
     assert "a cell starts again: --storage: got 'memory://sweeps/here/s'" in caplog.text
     assert "could not be brought to the store (OSError)" in caplog.text
     assert "c4n4ry" not in caplog.text
+
+
+def test_a_store_that_never_answers_keeps_no_trial(
+    attempt: Callable[..., Carried],
+    system: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor does one that hangs in the middle of an earlier checkpoint."""
+    monkeypatch.setattr(handover, "LAST_WAIT_S", 0.0)
+    monkeypatch.setattr(handover, "LAST_TRY_S", 0.1)
+    answer, asked = threading.Event(), threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        asked.set()
+        answer.wait()
+
+    monkeypatch.setattr(type(system), "put_file", hang)
+    for every_s in (60.0, 0.01):
+        asked.clear()
+        one = attempt(every_s=every_s)
+        train(one, range(1, 3))
+        if every_s < 1:
+            wait_for(asked.is_set, "a checkpoint under way")
+        one.close()
+        assert not one.workdir.exists()
+    assert caplog.messages.count("a checkpoint could not be brought to the store (no answer for 0 s)") == 2
+    answer.set()
 
 
 def test_the_attempt_before_is_just_bringing_a_newer_one(
