@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,4 +34,5 @@ def conditions() -> str:
     """When, at which commit, on what."""
     commit = os.environ.get("SEQREC_COMMIT") or environment.describe().get("git_commit", "?")[:12]
     system = f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit}, {system}\npython -m pytest -m soak tests/soak"
+    command = " ".join(["python -m pytest", *sys.argv[1:]])
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit}, {system}\n{command}"
