@@ -52,7 +52,7 @@ def verdict(
         notes.append("Memory is the closed-form prediction of the train step, the same law for every loss.")
     if any(c.test_quality is None for c in compared):
         notes.append("The values are of validation: not every compared cell has test values.")
-    notes += _unfinished(counts)
+    notes += [*_stopped(counts), *_unfinished(counts)]
     return Verdict(sentence, tuple(notes))
 
 
@@ -117,6 +117,16 @@ def _seeds(compared: Sequence[Configuration], configurations: Sequence[Configura
     if least == 1:
         return f"Not all that is compared has several seeds: differences of a few per cent may be noise; {spread}."
     return f"Means over {least} seeds or more; {spread}."
+
+
+def _stopped(counts: Counter[str]) -> list[str]:
+    stopped, total = counts[Outcome.STOPPED], sum(counts.values())
+    if not stopped:
+        return []
+    return [
+        f"{stopped} of {total} cells were stopped early, or not begun, by the sweep's rule: a loss's best is that of "
+        "the cells that ran to their end, not all that it can reach."
+    ]
 
 
 def _unfinished(counts: Counter[str]) -> list[str]:

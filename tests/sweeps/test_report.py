@@ -109,6 +109,8 @@ def test_the_verdict_says_what_it_rests_on() -> None:
     assert "Means over 3 seeds" in several
     assert "0.0010" in several
     assert not re.search("One seed|prediction|of validation|have not ended|stands in", several)
+    assert "stopped early" not in several
+    assert "2 of 6 cells were stopped early" in " ".join(judge(*group, done=4, stopped=2).notes)
     alone = judge(configuration("sce", 4.0, 0.05), configuration("bce", 1.0, 0.05))
     assert "ce has no complete cell" in " ".join(alone.notes)
 
