@@ -147,7 +147,7 @@ def test_every_figure_says_what_it_rests_on(tmp_path: Path) -> None:
     _, plan = make(tmp_path / "s.yaml")
     shown = costs.text(estimate(plan, "a100-40gb", gpus=4, assumed=True))
     assert "4 GPUs, a100-40gb, 39 GiB each (assumed; --card names another)" in shown
-    assert "closed forms fitted to an NVIDIA H100 80GB HBM3 (31 whole epochs: median error" in shown
+    assert "closed forms fitted to an NVIDIA H100 80GB HBM3 (33 whole epochs: median error" in shown
     assert "times of a100-40gb are not known: these are the H100's" in shown
     assert "50 items: nothing like it was timed (all cells)" in shown
     assert "nobody stops a cell; what patience saves is not known" in shown
