@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.loss_clock import Result, Step
 from benchmarks.loss_problems import Problem
 from seqrec.data.negatives import Negatives, NegativesRequest
+from seqrec.kernels.draws import alias_table, drawn
 from seqrec.losses.base import Loss
 from seqrec.losses.bce import Gbce
 from seqrec.losses.ce import Ce
@@ -84,7 +85,8 @@ def cases(quick: bool = False) -> list[Case]:
         )
         for K in (few, many)
     ]  # fmt: skip
-    return [ce, *groups, *_reces(quick), *_sces(quick), *positions, *_of_the_smallest(quick)]
+    popular = Case("cce_minus", f"K={few} popular", partial(_popular, few), partial(_eager_popular, few), ("S0", "S1"))
+    return [ce, *groups, *_reces(quick), *_sces(quick), *positions, popular, *_of_the_smallest(quick)]
 
 
 def _reces(quick: bool) -> list[Case]:
@@ -140,6 +142,13 @@ def _position(K: int, problem: Problem, dtype: torch.dtype) -> Step:
     function = kernel("sampled", "sampled_softmax")
     fixed = {"seed": problem.seed, "n_negatives": K, "correction": "log_count", "dtype": dtype}
     return lambda: _three(function(*_of(problem), **fixed))
+
+
+def _popular(K: int, problem: Problem, dtype: torch.dtype) -> Step:
+    function = kernel("sampled", "sampled_softmax")
+    table, log_q = popularity(problem)
+    fixed = {"seed": problem.seed, "n_negatives": K, "popularity": table, "correction": "log_q", "log_q": log_q}
+    return lambda: _three(function(*_of(problem), **fixed, dtype=dtype))
 
 
 def _binary(loss: str, K: int, problem: Problem, dtype: torch.dtype) -> Step:
@@ -198,6 +207,13 @@ def _eager_position(K: int, problem: Problem) -> Step:
     return lambda: loss.value_and_gradients(*_of(problem), Negatives(draw(problem, N, K)))
 
 
+def _eager_popular(K: int, problem: Problem) -> Step:
+    N, V = problem.shape.n_positions, problem.shape.n_items
+    loss = CceMinus(K, V, "popularity", "log_q")
+    table, log_q = popularity(problem)
+    return lambda: loss.value_and_gradients(*_of(problem), Negatives(drawn(problem.seed, N, K, V, table), log_q=log_q))
+
+
 def _eager_binary(loss: str, K: int, problem: Problem) -> Step:
     gbce, N = Gbce(problem.shape.n_items, K, 0.75 if loss == "gbce" else 0.0), problem.shape.n_positions
     return lambda: gbce.value_and_gradients(*_of(problem), Negatives(draw(problem, N, K)))
@@ -247,6 +263,14 @@ def rece_buckets(problem: Problem, extra: int) -> int:
 def sce_buckets(problem: Problem) -> int:
     """The published rule: 2 sqrt(N), of buckets and of positions in each."""
     return int(2 * math.sqrt(problem.shape.n_positions))
+
+
+def popularity(problem: Problem) -> tuple[Tensor, Tensor]:
+    """An alias table and log probabilities of items that training has met by their rank^-0.8, in no order."""
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.arange(1, problem.shape.n_items + 1).double().pow(-0.8).mul(1e6).long()
+    counts = counts[torch.randperm(len(counts), generator=generator)]
+    return alias_table(counts).to(problem.device), (counts / counts.sum()).log().float().to(problem.device)
 
 
 def draw(problem: Problem, n_rows: int, K: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -100,7 +100,7 @@ def build_engine(
     lowered = precision == "bf16" or (precision == "auto" and engine == "captured")
     low = torch.bfloat16 if lowered else torch.float32
     width = model.item_embeddings().shape[1]
-    loss = _loss(run, split.n_items, width, device, engine, low).to(device)
+    loss = _loss(run, split, width, device, engine, low).to(device)
     sampler = None
     if loss.request is not None:
         sampler = NegativeSampler(loss.request, split.train, split.n_items, split.item_counts, device)
@@ -120,18 +120,18 @@ def _choice(settings: Train, device: torch.device) -> Literal["eager", "captured
     return settings.engine
 
 
-def _loss(run: Run, n_items: int, width: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
+def _loss(run: Run, split: Split, width: int, device: torch.device, engine: str, low: torch.dtype) -> Loss:
     if run.train.kernels == "eager" or (run.train.kernels == "auto" and (engine, low) != ("captured", torch.bfloat16)):
-        return losses.build(run.loss, n_items)
+        return losses.build(run.loss, split.n_items)
     from seqrec.losses import fused  # brings triton, which a CPU does not need
 
     broken = fused.why_not(device, width, low, run.loss)
     if broken is None:
-        return fused.build(run.loss, n_items)
+        return fused.build(run.loss, split.n_items, item_counts=split.item_counts)
     if run.train.kernels == "fused":
         raise UserError(message("train.kernels", "fused", broken))
     logging.getLogger(__name__).warning("train.kernels: auto takes eager here; fused needs %s.", broken)
-    return losses.build(run.loss, n_items)
+    return losses.build(run.loss, split.n_items)
 
 
 def _batches(run: Run, split: Split, device: torch.device, held: DeviceSequences | None) -> Batches:

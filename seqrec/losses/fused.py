@@ -2,7 +2,7 @@
 
 Operands are 16 bits (float16 unless told otherwise), products and sums float32; gradients come with the value. Every
 one is `capturable`: rece and sce take the number of real positions from the weights, on the device. cce is ce: both are
-one kernel. cce_minus under uniform sampling asks for no negatives: the kernel draws them.
+one kernel. cce_minus asks for no negatives: the kernel draws them.
 
 `why_not` says where they cannot run; the eager losses are the reference everywhere else.
 """
@@ -13,12 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from seqrec import config, kernels
 from seqrec.data.negatives import Negatives
+from seqrec.data.tables import IntArray
 from seqrec.kernels.cross_entropy import cross_entropy
+from seqrec.kernels.draws import alias_table
 from seqrec.kernels.rece import rece
 from seqrec.kernels.rece_tables import MOST_BUCKETS
 from seqrec.kernels.sampled import sampled_binary, sampled_softmax
@@ -51,8 +54,14 @@ def why_not(device: torch.device, width: int, low: torch.dtype, loss: config.Los
     return kernels.why_not(device, width, 1)
 
 
-def build(loss: config.Loss, n_items: int, dtype: torch.dtype = torch.float16) -> Loss:
-    """`seqrec.losses.build`, by kernels whose operands are `dtype`."""
+def build(
+    loss: config.Loss, n_items: int, dtype: torch.dtype = torch.float16, item_counts: IntArray | None = None
+) -> Loss:
+    """`seqrec.losses.build`, by kernels whose operands are `dtype`.
+
+    item_counts: (n_items,) occurrences in training, by which cce_minus draws popular negatives; without them it has to
+    be given those.
+    """
     eager = build_eager(loss, n_items)
     match eager:
         case Ce() | Cce():
@@ -62,7 +71,7 @@ def build(loss: config.Loss, n_items: int, dtype: torch.dtype = torch.float16) -
         case BcePlus():
             return _FusedBinary(eager, dtype, mean=False, plus=True, eps=eager.EPSILON)
         case CeMinus():
-            return FusedCeMinus(eager, dtype)
+            return FusedCeMinus(eager, dtype, item_counts)
         case Rece():
             return FusedRece(eager, dtype)
         case Sce():
@@ -113,14 +122,28 @@ class _FusedBinary(Loss):
 class FusedCeMinus(Loss):
     """ce_minus and cce_minus, whoever shares a draw."""
 
-    def __init__(self, eager: CeMinus, dtype: torch.dtype) -> None:
+    popularity: Tensor | None
+    """(V, 2) alias table; None: uniform draws."""
+    log_q: Tensor | None
+
+    def __init__(self, eager: CeMinus, dtype: torch.dtype, item_counts: IntArray | None = None) -> None:
         super().__init__()
         self.dtype, self.correction = dtype, eager.correction
         self.request = eager.request
         self.n_negatives = 0
-        if isinstance(eager, CceMinus) and eager.request is not None and eager.request.sampling == "uniform":
-            self.n_negatives = eager.request.n
-            self.request = None
+        popularity = log_q = None
+        if isinstance(eager, CceMinus) and eager.request is not None:
+            popular = eager.request.sampling == "popularity"
+            if popular and item_counts is not None:
+                counts = torch.from_numpy(np.asarray(item_counts, dtype=np.int64))
+                popularity = alias_table(counts)
+                if self.correction == "log_q":
+                    log_q = (counts.double() / counts.sum()).log().float()
+            if not popular or popularity is not None:
+                self.n_negatives = eager.request.n
+                self.request = None
+        self.register_buffer("popularity", popularity, persistent=False)
+        self.register_buffer("log_q", log_q, persistent=False)
 
     def prepare(
         self,
@@ -134,7 +157,8 @@ class FusedCeMinus(Loss):
         if negatives is None:
             # Negatives that the kernel draws are a function of this number, the position and their place.
             seed = torch.randint(2**62, (1,), generator=generator, device=hidden_ND.device)
-            compute = partial(sampled_softmax, seed=seed, n_negatives=self.n_negatives, correction=self.correction)
+            drawn = {"seed": seed, "n_negatives": self.n_negatives, "popularity": self.popularity}
+            compute = partial(sampled_softmax, **drawn, correction=self.correction, log_q=self.log_q)
         else:
             # Of uniform draws log_q is log_count.
             correction = "log_count" if self.correction == "log_q" and negatives.log_q is None else self.correction

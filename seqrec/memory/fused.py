@@ -40,9 +40,8 @@ Gradients = tuple[Held, Held]
 
 
 def takes_negatives(loss: config.Loss) -> bool:
-    """Whether the loss by kernels is given negatives: cce_minus draws its own, where they are uniform."""
-    drawn = not isinstance(loss, config.CceMinus) or loss.sampling != "uniform"
-    return drawn and hasattr(loss, "n_negatives")
+    """Whether the loss by kernels is given negatives: cce_minus draws its own."""
+    return hasattr(loss, "n_negatives") and not isinstance(loss, config.CceMinus)
 
 
 def walk(tape: Tape, loss: config.Loss, a: Asked) -> Gradients:
@@ -51,7 +50,8 @@ def walk(tape: Tape, loss: config.Loss, a: Asked) -> Gradients:
         case config.Ce() | config.Cce():
             return _cross_entropy(tape, a)
         case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
-            return _sampled(tape, a, loss.n_negatives)
+            uniform = isinstance(loss, config.CceMinus) and loss.sampling == "uniform"
+            return _sampled(tape, a, loss.n_negatives, uniform)
         case config.CeMinus():
             if loss.negatives_scope == "position":
                 return _sampled(tape, a, loss.n_negatives)
@@ -92,8 +92,10 @@ def _cross_entropy(tape: Tape, a: Asked) -> Gradients:
     return to_hidden, to_items
 
 
-def _sampled(tape: Tape, a: Asked, K: int) -> Gradients:
+def _sampled(tape: Tape, a: Asked, K: int, uniform: bool = False) -> Gradients:
+    """uniform: draws of the kernel, known to be so."""
     N, D, V = a.positions, a.width, a.items
+    parts = 1 if uniform else plans.list_parts(V, D)
     few = N * K <= 2 * V
     kept = [] if few else [tape.take(LOW * N * D), tape.take(LOW * V * D)]
     kept += [tape.take(FLOAT * N) for _ in range(3)]
@@ -101,8 +103,10 @@ def _sampled(tape: Tape, a: Asked, K: int) -> Gradients:
     if not few:
         portion = max(1, min(N, plans.MOST_POSITIONS, plans.list_bytes(V, D) // (2 * K)))
         portion = -(-N // -(-N // portion))
-        kept += [tape.take(SHORT * portion * K), tape.take(INT * V), tape.take(INT * V)]
+        kept += [tape.take(SHORT * portion * K), tape.take(INT * V * parts), tape.take(INT * V * parts)]
     to_items = tape.take(a.table, "gradients")
+    if not few and parts > 1:
+        tape.pass_by(INT * V, INT * V)
     tape.drop(*kept)
     return to_hidden, to_items
 

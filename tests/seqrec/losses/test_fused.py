@@ -14,7 +14,7 @@ from seqrec.data.batches import Capacity
 from seqrec.data.cloze import ClozeBatches
 from seqrec.data.negatives import Negatives
 from seqrec.data.tables import Sequences
-from seqrec.kernels.draws import drawn
+from seqrec.kernels.draws import alias_table, drawn
 from seqrec.losses import fused
 from seqrec.losses.rece import Rece
 from seqrec.losses.sce import Sce
@@ -141,12 +141,18 @@ def test_draws_of_users_where_spare_targets_lie_anywhere() -> None:
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
 
 
-def test_cce_minus_draws_in_the_kernel_what_its_generator_says() -> None:
+@pytest.mark.parametrize("options", [{}, {"sampling": "popularity"}, {"sampling": "popularity", "correction": "log_q"}])
+def test_cce_minus_draws_in_the_kernel_what_its_generator_says(options: dict[str, str]) -> None:
     hidden, items, targets, weights, _ = problem()
-    tree = {"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": {"name": "cce_minus", "n_negatives": K}}
-    configuration = config.parse(tree).loss
-    eager, kernel = losses.build(configuration, V), fused.build(configuration, V, torch.float32)
+    loss = {"name": "cce_minus", "n_negatives": K, **options}
+    configuration = config.parse({"data": {"path": "x"}, "model": {"name": "sasrec"}, "loss": loss}).loss
+    counts = np.arange(V) % 11
+    eager, kernel = losses.build(configuration, V), fused.build(configuration, V, torch.float32, counts).to(DEVICE)
     assert kernel.request is None
+    popularity = log_q = None
+    if options:
+        popularity = alias_table(counts.tolist()).to(DEVICE)
+        log_q = torch.from_numpy(np.log(counts / counts.sum())).float().to(DEVICE)
     values = []
     for seed in (1, 1, 2):
         found = kernel.value_and_gradients(
@@ -154,8 +160,8 @@ def test_cce_minus_draws_in_the_kernel_what_its_generator_says() -> None:
         )
         values.append(float(found[0]))
         key = torch.randint(2**62, (1,), generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE)
-        ids = drawn(key, len(hidden), K, V)
-        wanted = eager.value_and_gradients(hidden, items, targets, Negatives(ids), None, weights)
+        ids = drawn(key, len(hidden), K, V, popularity)
+        wanted = eager.value_and_gradients(hidden, items, targets, Negatives(ids, log_q=log_q), None, weights)
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
     assert values[0] == values[1] != values[2]

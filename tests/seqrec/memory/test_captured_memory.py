@@ -50,6 +50,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ce_minus", {"n_negatives": 64, "negatives_scope": "group", "group_size": 16, "exclude_history": False}),
     ("ce_minus", {"n_negatives": 512, "negatives_scope": "batch", "exclude_history": False}),
     ("cce_minus", {"n_negatives": 100}),
+    ("cce_minus", {"n_negatives": 100, "sampling": "popularity"}),
     ("sce", {"n_buckets": 20, "bucket_size_x": 20, "bucket_size_y": 40, "mix_x": True}),
     ("sce", {"n_buckets": 70, "bucket_size_x": 9, "bucket_size_y": 16}),
     ("rece", {"n_buckets": 40}),
@@ -82,7 +83,7 @@ class OnCpu(CapturedEngine):
     def __init__(self, run: config.Run, low: torch.dtype, size: Capacity) -> None:
         self.device, self.low, self.size = torch.device("cpu"), low, size
         self.model = models.build(run.model, V)
-        self.loss = by_kernels.build(run.loss, V)
+        self.loss = by_kernels.build(run.loss, V, item_counts=np.ones(V, np.int64))
         self.sampler = None
         if self.loss.request is not None:
             counts = np.bincount(histories().items, minlength=V)
@@ -182,6 +183,7 @@ def test_plans_are_the_kernels_own(N: int, V: int, D: int) -> None:
         places = of_groups.programs * of_groups.forward.rows
         assert plans.shared(N, V, D, G, K, ragged) == (of_groups.programs, places, of_groups.copied)
     assert plans.list_bytes(V, D) == sampled_launch.list_bytes(V, D)
+    assert plans.list_parts(V, D) == sampled_launch.list_parts(V, D)
     for rounds, n_chunks, reach in ((1, 87, 1), (8, 583, 3), (128, 40, 0)):
         assert plans.is_dense(rounds, n_chunks, reach) == rece_launch.is_dense(rounds, n_chunks, reach)
         sizes = (N + V, V, D, rounds, n_chunks)
