@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks.loss_clock import Result, Step
 from benchmarks.loss_problems import Problem
 from seqrec.data.negatives import Negatives, NegativesRequest
-from seqrec.kernels.draws import alias_table, drawn
 from seqrec.losses.base import Loss
 from seqrec.losses.bce import Gbce
 from seqrec.losses.ce import Ce
@@ -209,9 +208,9 @@ def _eager_position(K: int, problem: Problem) -> Step:
 
 def _eager_popular(K: int, problem: Problem) -> Step:
     N, V = problem.shape.n_positions, problem.shape.n_items
-    loss = CceMinus(K, V, "popularity", "log_q")
+    loss, draws = CceMinus(K, V, "popularity", "log_q"), kernel("draws", "drawn")
     table, log_q = popularity(problem)
-    return lambda: loss.value_and_gradients(*_of(problem), Negatives(drawn(problem.seed, N, K, V, table), log_q=log_q))
+    return lambda: loss.value_and_gradients(*_of(problem), Negatives(draws(problem.seed, N, K, V, table), log_q=log_q))
 
 
 def _eager_binary(loss: str, K: int, problem: Problem) -> Step:
@@ -270,7 +269,8 @@ def popularity(problem: Problem) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     counts = torch.arange(1, problem.shape.n_items + 1).double().pow(-0.8).mul(1e6).long()
     counts = counts[torch.randperm(len(counts), generator=generator)]
-    return alias_table(counts).to(problem.device), (counts / counts.sum()).log().float().to(problem.device)
+    table = kernel("draws", "alias_table")(counts)
+    return table.to(problem.device), (counts / counts.sum()).log().float().to(problem.device)
 
 
 def draw(problem: Problem, n_rows: int, K: int, dtype: torch.dtype = torch.int64) -> Tensor:
