@@ -157,8 +157,14 @@ class FusedCeMinus(Loss):
         if negatives is None:
             # Negatives that the kernel draws are a function of this number, the position and their place.
             seed = torch.randint(2**62, (1,), generator=generator, device=hidden_ND.device)
-            drawn = {"seed": seed, "n_negatives": self.n_negatives, "popularity": self.popularity}
-            compute = partial(sampled_softmax, **drawn, correction=self.correction, log_q=self.log_q)
+            compute = partial(
+                sampled_softmax,
+                seed=seed,
+                n_negatives=self.n_negatives,
+                popularity=self.popularity,
+                correction=self.correction,
+                log_q=self.log_q,
+            )
         else:
             # Of uniform draws log_q is log_count.
             correction = "log_count" if self.correction == "log_q" and negatives.log_q is None else self.correction
