@@ -39,9 +39,6 @@ LEAST_LIST_BYTES, MOST_LIST_BYTES = 16 << 20, 1 << 30
 MOST_POSITIONS = 1 << 16
 SPAN_BITS = 10
 """Pairs of one item that one program adds up before others help it: 2^10."""
-MOST_PARTS = 8
-"""Of an item's list where some items may be drawn much more often than others: a counter is added to by one program
-after another."""
 CORRECTIONS = {"none": NONE, "log_count": COUNT, "log_q": LOG_Q}
 SCATTERS = ("auto", "lists", "atomics")
 
@@ -50,11 +47,6 @@ def list_bytes(n_items: int, width: int) -> int:
     """Most memory of all lists: an eighth of the items' gradient, within 16 MiB and 1 GiB. A position has its K
     candidates in one portion: 2 K bytes at least."""
     return min(MOST_LIST_BYTES, max(LEAST_LIST_BYTES, n_items * width * 4 // 8))
-
-
-def list_parts(n_items: int, width: int) -> int:
-    """Parts of every item's list, a power of two: their counters take no more than the lists may."""
-    return max(1, min(MOST_PARTS, 1 << (list_bytes(n_items, width) // (8 * n_items)).bit_length() >> 1))
 
 
 @dataclass(frozen=True)
@@ -108,13 +100,11 @@ def run(
         "D": D, "BLOCK_D": block_d, "BLOCK": tile.rows, "STAGES": tile.stages, "PLUS": family.plus,
         "CORRECTION": family.correction, "num_warps": tile.warps, **drawing,
     }  # fmt: skip
-    # Uniform draws make no list much longer than the others.
-    parts = list_parts(V, D) if lists and source != UNIFORM else 1
     if lists:
         portion = max(1, min(N, MOST_POSITIONS, list_bytes(V, D) // (2 * n_candidates)))
         portion = -(-N // -(-N // portion))
         pairs = hidden.new_empty(portion * n_candidates, dtype=torch.int16)
-        counts, ends = (make(V * parts, dtype=torch.int32) for make in (hidden.new_zeros, hidden.new_empty))
+        counts, ends = hidden.new_zeros(V, dtype=torch.int32), hidden.new_empty(V, dtype=torch.int32)
         to_items = hidden.new_empty((V, D), dtype=torch.float32)
     else:
         portion, pairs, counts, ends = N, targets, targets, targets
@@ -128,22 +118,19 @@ def run(
             counts.zero_()
         rows_forward[(here,)](
             hidden, items, *where, q, counts, losses, to_hidden, row_terms, at_target,
-            first, n_candidates, V, parts, 1 / N, math.log2(max(1, V - 1)), family.beta, family.scale, family.eps,
+            first, n_candidates, V, 1 / N, math.log2(max(1, V - 1)), family.beta, family.scale, family.eps,
             GRADIENTS=gradients, COUNTING=lists, **scoring,
         )  # fmt: skip
         if not lists:
             continue
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
         fill_lists[(here, triton.cdiv(n_candidates, tile.columns))](
-            *where, ends, pairs, first, n_candidates, V, parts, BLOCK=tile.columns, **drawing
+            *where, ends, pairs, first, n_candidates, V, BLOCK=tile.columns, **drawing
         )
-        lengths, begins = counts, ends
-        if parts > 1:  # They lie end to end.
-            lengths, begins = counts.view(V, parts).sum(1, dtype=torch.int32), ends[::parts].contiguous()
+        # Uniform draws make no list much longer than the others.
         split = source != UNIFORM or here * n_candidates > V << (SPAN_BITS - 2)
         about = (
-            hidden, items, q, row_terms, lengths, begins, pairs, to_items, first, V, SPAN_BITS if split else 29,
-            family.eps,
+            hidden, items, q, row_terms, counts, ends, pairs, to_items, first, V, SPAN_BITS if split else 29, family.eps
         )  # fmt: skip
         by_item[(triton.cdiv(V, list_tile.columns),)](
             *about, BLOCK=list_tile.rows, ITEMS=list_tile.columns, FIRST=first == 0,

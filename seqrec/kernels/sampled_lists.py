@@ -8,13 +8,13 @@ import triton.language as tl
 from seqrec.kernels.sampled_rows import LOG2_E, candidates, pull_of, rows_of
 
 
-@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items", "parts"])
+@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
 def fill_lists(
-    targets, weights, ids, seed, alias, ends, pairs, first_row, n_candidates, n_items, parts,
+    targets, weights, ids, seed, alias, ends, pairs, first_row, n_candidates, n_items,
     BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """Enters a position, as its distance from first_row, into the list of each of its candidates: into the part that
-    is its turn, whose end moves to its begin."""
+    """Enters a position, as its distance from first_row, into the list of each of its candidates; a list's end moves
+    to its begin."""
     place = tl.program_id(0)
     row = first_row + place.to(tl.int64)
     weight = tl.load(weights + row).to(tl.float32) if WEIGHTS else 1.0
@@ -25,7 +25,7 @@ def fill_lists(
         ids, tl.load(seed), alias, row, y, tl.program_id(1) * BLOCK, n_candidates, n_items,
         BLOCK, SOFTMAX, SOURCE, ROUNDS,
     )  # fmt: skip
-    at = tl.atomic_add(ends + item * parts + place % parts, -1, mask=counts, sem="relaxed") - 1
+    at = tl.atomic_add(ends + item, -1, mask=counts, sem="relaxed") - 1
     tl.store(pairs + at, (tl.zeros((BLOCK,), tl.int32) + place).to(tl.int16), mask=counts)
 
 

@@ -85,10 +85,10 @@ def pull_of(s, row_term, item_term, eps, SOFTMAX: tl.constexpr, PLUS: tl.constex
     return slope * row_term
 
 
-@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items", "parts"])
+@triton.jit(do_not_specialize=["first_row", "n_candidates", "n_items"])
 def rows_forward(
     hidden, items, targets, weights, ids, seed, alias, log_q, item_counts, losses, to_hidden, row_terms, at_target,
-    first_row, n_candidates, n_items, parts, share, log_mass, beta, scale, eps,
+    first_row, n_candidates, n_items, share, log_mass, beta, scale, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     SOFTMAX: tl.constexpr, PLUS: tl.constexpr, CORRECTION: tl.constexpr, SOURCE: tl.constexpr, ROUNDS: tl.constexpr,
     WEIGHTS: tl.constexpr, GRADIENTS: tl.constexpr, COUNTING: tl.constexpr,
@@ -129,8 +129,7 @@ def rows_forward(
         check += s * 0.0
         outside += wrong.to(tl.int32)
         if COUNTING:
-            part = item * parts + tl.program_id(0) % parts
-            tl.atomic_add(item_counts + part, 1, mask=counts, sem="relaxed")
+            tl.atomic_add(item_counts + item, 1, mask=counts, sem="relaxed")
         if SOFTMAX:
             s = s * LOG2_E
             if CORRECTION == 2:

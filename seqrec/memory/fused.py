@@ -50,8 +50,7 @@ def walk(tape: Tape, loss: config.Loss, a: Asked) -> Gradients:
         case config.Ce() | config.Cce():
             return _cross_entropy(tape, a)
         case config.Bce() | config.BcePlus() | config.Gbce() | config.CceMinus():
-            uniform = isinstance(loss, config.CceMinus) and loss.sampling == "uniform"
-            return _sampled(tape, a, loss.n_negatives, uniform)
+            return _sampled(tape, a, loss.n_negatives)
         case config.CeMinus():
             if loss.negatives_scope == "position":
                 return _sampled(tape, a, loss.n_negatives)
@@ -92,10 +91,8 @@ def _cross_entropy(tape: Tape, a: Asked) -> Gradients:
     return to_hidden, to_items
 
 
-def _sampled(tape: Tape, a: Asked, K: int, uniform: bool = False) -> Gradients:
-    """uniform: draws of the kernel, known to be so."""
+def _sampled(tape: Tape, a: Asked, K: int) -> Gradients:
     N, D, V = a.positions, a.width, a.items
-    parts = 1 if uniform else plans.list_parts(V, D)
     few = N * K <= 2 * V
     kept = [] if few else [tape.take(LOW * N * D), tape.take(LOW * V * D)]
     kept += [tape.take(FLOAT * N) for _ in range(3)]
@@ -103,10 +100,8 @@ def _sampled(tape: Tape, a: Asked, K: int, uniform: bool = False) -> Gradients:
     if not few:
         portion = max(1, min(N, plans.MOST_POSITIONS, plans.list_bytes(V, D) // (2 * K)))
         portion = -(-N // -(-N // portion))
-        kept += [tape.take(SHORT * portion * K), tape.take(INT * V * parts), tape.take(INT * V * parts)]
+        kept += [tape.take(SHORT * portion * K), tape.take(INT * V), tape.take(INT * V)]
     to_items = tape.take(a.table, "gradients")
-    if not few and parts > 1:
-        tape.pass_by(INT * V, INT * V)
     tape.drop(*kept)
     return to_hidden, to_items
 

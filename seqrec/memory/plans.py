@@ -20,7 +20,6 @@ SHARED_BACKWARD: Tiles = {32: (64, 64), 64: (64, 64), 128: (64, 64), 256: (64, 6
 SHARED_PROGRAMS, LEAST_STRETCH, COPY_FROM = 1056, 128, 3
 
 LEAST_LIST_BYTES, MOST_LIST_BYTES, MOST_POSITIONS = 16 << 20, 1 << 30, 1 << 16
-MOST_PARTS = 8
 
 RECE_FORWARD: Tiles = {32: (64, 64), 64: (64, 64), 128: (64, 64), 256: (64, 64), 512: (64, 32)}
 RECE_DENSE_FORWARD: Tiles = {32: (64, 128), 64: (64, 128), 128: (64, 64), 256: (64, 64), 512: (64, 32)}
@@ -99,10 +98,6 @@ def shared(N: int, V: int, D: int, G: int, K: int, ragged: bool) -> SharedPlan:
 
 def list_bytes(V: int, D: int) -> int:
     return min(MOST_LIST_BYTES, max(LEAST_LIST_BYTES, V * D * 4 // 8))
-
-
-def list_parts(V: int, D: int) -> int:
-    return max(1, min(MOST_PARTS, 1 << (list_bytes(V, D) // (8 * V)).bit_length() >> 1))
 
 
 def is_dense(rounds: int, n_chunks: int, reach: int) -> bool:

@@ -84,6 +84,7 @@ FAKES: Fakes = {
     ("sce", "sce"): _sce,
     # Uniform draws, whoever is popular.
     ("draws", "alias_table"): lambda counts: counts,
+    ("draws", "drawn"): lambda seed, n, k, v, _: torch.randint(v, (n, k)),
 }
 
 
