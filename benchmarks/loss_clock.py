@@ -81,10 +81,11 @@ class Reading:
     peak_bytes: int | None = None
 
 
-def read(make: Callable[[Problem], Step], problem: Problem, capture: bool) -> Reading:
-    """One step's figures; running out of memory is an outcome. Other errors are the caller's."""
+def read(make: Callable[[Problem], Step], problem: Problem, capture: bool, rounded: bool = False) -> Reading:
+    """One step's figures; running out of memory is an outcome. Other errors are the caller's. rounded: its operands
+    are of 16 bits."""
     try:
-        return _read(make(problem), problem, capture and problem.device.type == "cuda")
+        return _read(make(problem), problem, capture and problem.device.type == "cuda", rounded)
     except torch.OutOfMemoryError:
         return Reading("oom")
     finally:
@@ -92,11 +93,11 @@ def read(make: Callable[[Problem], Step], problem: Problem, capture: bool) -> Re
             meters.release(problem.device)
 
 
-def _read(step: Step, problem: Problem, capture: bool) -> Reading:
+def _read(step: Step, problem: Problem, capture: bool, rounded: bool) -> Reading:
     device = problem.device
     first = step()  # compiles; allocates the workspaces of matrix products
     value = float(first[0])
-    hold_together(first, problem)
+    hold_together(first, problem, rounded)
     del first
     peak = None
     if device.type == "cuda":
@@ -106,15 +107,16 @@ def _read(step: Step, problem: Problem, capture: bool) -> Reading:
     return Reading("ok", value, eager, graph, peak)
 
 
-def hold_together(result: Result, problem: Problem) -> None:
+def hold_together(result: Result, problem: Problem, rounded: bool = False) -> None:
     """Raises InconsistentError for gradients that break the law of the module's docstring."""
-    sums, bound, numbers = [], 0.0, problem.hidden.numel()
+    sums, bound = [], 0.0
     for gradient, leaf in ((result[1], problem.hidden), (result[2], problem.items)):
         if gradient is None:
             return
         sums.append(float(torch.linalg.vecdot(gradient, leaf).double().sum()))
         bound += float(gradient.norm() * leaf.norm())
-    if not abs(sums[0] - sums[1]) <= (TOGETHER + 4 * ROUNDED / numbers**0.5) * bound:
+    allowed = TOGETHER + (4 * ROUNDED / problem.hidden.numel() ** 0.5 if rounded else 0.0)
+    if not abs(sums[0] - sums[1]) <= allowed * bound:
         raise InconsistentError(f"x . dL/dx is {sums[0]:.6g}, w . dL/dw {sums[1]:.6g}; expected the same.")
 
 

@@ -107,7 +107,7 @@ def pass_gate(work: list[Job], options: argparse.Namespace, device: torch.device
 
 def measure(job: Job, problem: Problem, options: argparse.Namespace, folder: Path | None) -> Row:
     """One row, written and printed."""
-    reading = loss_clock.read(job.make, problem, capture=job.is_fused)
+    reading = loss_clock.read(job.make, problem, capture=job.is_fused, rounded=job.label.dtype != torch.float32)
     row = loss_table.row_of(job.label, reading, options.inputs)
     if folder is not None:
         rows.append("losses", row, folder)

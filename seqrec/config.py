@@ -34,7 +34,7 @@ from seqrec.loss_config import (
 )
 from seqrec.model_config import MODELS as MODELS, Bert4rec as Bert4rec, Model as Model, Sasrec as Sasrec
 
-NUMERICS_VERSION = 5
+NUMERICS_VERSION = 6
 """Raised whenever the same configuration, seed and data would give other numbers; part of every cell key."""
 
 CUTOFFS = (1, 5, 10, 20, 50)
