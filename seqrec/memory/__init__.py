@@ -296,8 +296,8 @@ def activations(model: config.Model, shapes: Shapes) -> int:
 
 def _resident_data(run: config.Run, statistics: Statistics) -> int:
     """Training histories on the device: 4 bytes an item, two ids a user; for masks a byte an item and an id a user; for
-    draws without seen items one id a pair and one a user; for popularity a cumulative count and a log probability an
-    item, for draws from the batch the latter."""
+    draws without seen items one id a pair and one a user; for popularity a cumulative count (an alias table) and a
+    log probability an item, for draws from the batch the latter."""
     rows = sum(length * users for length, users in statistics.train_lengths)
     users = statistics.n_train_users
     loss, resident = run.loss, 4 * rows + 2 * ID * users
