@@ -29,6 +29,8 @@ LAST_WAIT_S = 60.0
 """How long a trial that stops tries to bring its last checkpoint to a store that does not answer."""
 LAST_TRY_S = 30.0
 """And how long a try may take that is under way then."""
+WHOLE_OR_NOT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Stores of objects, in which one that is not brought to its end does not exist. A file of a shared disk does."""
 SUBJECT = "--storage"
 
 _log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ class Carried:
         try:
             system, folder = self._open()
             # The trainer may put a newer one in its place meanwhile: the name promises no more epochs than there are.
-            system.put_file(str(path), f"{folder}/{epoch:06d}.pt")
+            self._put(system, str(path), f"{folder}/{epoch:06d}.pt")
             for number, older in self._there(system, folder):
                 if number < epoch:
                     system.rm_file(older)
@@ -139,6 +141,16 @@ class Carried:
             return False
         self._sent = epoch
         return True
+
+    @staticmethod
+    def _put(system: Any, path: str, place: str) -> None:
+        """All of it or nothing: what has no such promise gets it under another name first."""
+        protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+        if protocols & WHOLE_OR_NOT:
+            system.put_file(path, place)
+        else:
+            system.put_file(path, f"{place}.part")
+            system.mv(f"{place}.part", place)
 
     def _fetch(self) -> None:
         """The newest checkpoint, if the store has any."""

@@ -80,6 +80,32 @@ def test_a_node_that_dies_has_brought_what_it_had_a_while_ago(attempt: Callable[
     assert (attempt().workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 2"
 
 
+def test_a_node_that_dies_while_it_brings_one_leaves_none_torn(
+    attempt: Callable[..., Carried], system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where half a file is a file, as on a disk."""
+    one = attempt()
+    train(one, range(1, 3))
+    one.close()
+    two = attempt()
+
+    def half(self: Any, path: str, place: str) -> None:
+        self.pipe_file(place, Path(path).read_bytes()[:3])
+        raise OSError("the node is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(system), "put_file", half)
+        train(two, range(3, 4))
+        assert not two._send()
+        two.is_needed = False
+        two.close()
+    three = attempt()
+    assert (three.workdir / CHECKPOINT_NAME).read_bytes() == b"epoch 2"
+    train(three, range(3, 5))
+    three.close()
+    assert "000004.pt" in names(system)
+
+
 def test_a_finished_cell_needs_no_checkpoint(attempt: Callable[..., Carried], system: Any) -> None:
     one = attempt()
     train(one, range(1, 4))
